@@ -1,0 +1,91 @@
+package pluginexec
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+)
+
+// The ways in which a run fails; every error of [Exec.Run] is exactly one of
+// them for errors.Is.
+var (
+	// ErrStart: the binary could not be executed at all; errors.Is also finds
+	// the errno (ENOENT, EACCES, ENOEXEC, ETXTBSY, …).
+	ErrStart = errors.New("cannot be started")
+	// ErrTimeout: the context's deadline or Config.Timeout passed, the process
+	// group was killed. errors.Is also finds context.DeadlineExceeded.
+	ErrTimeout = errors.New("did not finish in time")
+	// ErrCanceled: the context was cancelled, the process group was killed.
+	// errors.Is also finds the context's cause.
+	ErrCanceled = errors.New("was cancelled")
+	// ErrOutput: stdout passed Config.MaxStdout, the process group was killed.
+	ErrOutput = errors.New("printed too much")
+	// ErrExit: the plugin ended by itself with a status that is not 0, or by a
+	// signal. What it printed on stdout is returned: the specification's error
+	// object belongs there.
+	ErrExit = errors.New("failed")
+)
+
+// maxExcerpt is how much of a plugin's stderr an error message shows, in bytes.
+const maxExcerpt = 512
+
+// Error says how a run of a plugin failed.
+type Error struct {
+	Path     string         // the plugin's path
+	Kind     error          // one of the Err… values above
+	ExitCode int            // the exit status; -1 if it did not exit by itself
+	Signal   syscall.Signal // what ended it; 0 if it was no signal
+	Stderr   string         // the first 512 bytes of what it printed there
+	Elapsed  time.Duration  // from the first try to start it
+	Cause    error          // errno, context error or limit; may be nil
+}
+
+// Error names the plugin, how it ended and what it said on stderr.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "plugin %s: ", e.Path)
+	switch {
+	case e.Kind == ErrStart:
+		fmt.Fprintf(&b, "cannot be started: %v", e.Cause)
+	case e.Kind == ErrOutput:
+		fmt.Fprintf(&b, "killed: %v", e.Cause)
+	case e.Kind == ErrTimeout || e.Kind == ErrCanceled:
+		fmt.Fprintf(&b, "%v, stopped after %s: %v", e.Kind, e.Elapsed.Round(time.Millisecond), e.Cause)
+	case e.Signal != 0:
+		fmt.Fprintf(&b, "ended by signal %d (%v)", int(e.Signal), e.Signal)
+	case e.ExitCode >= 0:
+		fmt.Fprintf(&b, "exit status %d", e.ExitCode)
+	default:
+		fmt.Fprintf(&b, "cannot be waited for: %v", e.Cause)
+	}
+	if e.Stderr != "" {
+		fmt.Fprintf(&b, "; stderr: %q", e.Stderr)
+	}
+	return b.String()
+}
+
+// Unwrap makes Kind and Cause visible to errors.Is and errors.As.
+func (e *Error) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Cause}
+}
+
+// excerpt returns the start of a plugin's stderr, cut between characters.
+func excerpt(stderr []byte) string {
+	s := strings.TrimSpace(string(stderr[:min(len(stderr), maxExcerpt)]))
+	if len(stderr) <= maxExcerpt {
+		return s
+	}
+	for range utf8.UTFMax - 1 {
+		if r, n := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || n != 1 {
+			break
+		}
+		s = s[:len(s)-1]
+	}
+	return s + " …"
+}

@@ -1,0 +1,178 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+const (
+	// maxSocketPath is what fits into sockaddr_un besides the closing zero
+	// (unix(7)), in bytes.
+	maxSocketPath = 107
+	// longestSocket is the longest name of the sockets in --run-dir.
+	longestSocket = "/admin.sock"
+	// minMTU is the least that IPv4 allows (RFC 791), maxMTU the most a packet
+	// can have.
+	minMTU, maxMTU = 68, 65535
+	maxVerbosity   = 10
+)
+
+// check validates every value and fills in what follows from others.
+func (r *raw) check() error {
+	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkMetrics}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *raw) checkPlugin() error {
+	// The names that CNI allows for networks (libcni, ValidateNetworkName).
+	if ok, _ := regexp.MatchString(`^([a-zA-Z0-9][a-zA-Z0-9_.\-]*)?$`, r.NetworkPlugin); !ok {
+		return &UsageError{"--network-plugin", r.NetworkPlugin, "want noop, cni, or the name of a network or plugin: letters, digits, '_', '.' and '-', beginning with a letter or digit"}
+	}
+	return nil
+}
+
+func (r *raw) checkNumbers() error {
+	switch {
+	case r.NetworkPluginMTU != 0 && (r.NetworkPluginMTU < minMTU || r.NetworkPluginMTU > maxMTU):
+		return &UsageError{"--network-plugin-mtu", strconv.Itoa(r.NetworkPluginMTU), fmt.Sprintf("want 0, or %d to %d", minMTU, maxMTU)}
+	case r.CNITimeout <= 0:
+		return &UsageError{"--cni-timeout", r.CNITimeout.String(), "want more than 0s"}
+	case r.Verbosity < 0 || r.Verbosity > maxVerbosity:
+		return &UsageError{"-v", strconv.Itoa(r.Verbosity), fmt.Sprintf("want 0 to %d", maxVerbosity)}
+	}
+	return nil
+}
+
+func (r *raw) checkPodCIDR() error {
+	if r.podCIDR == "" {
+		return nil
+	}
+	for part := range strings.SplitSeq(r.podCIDR, ",") {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil || prefix.Addr().Is4In6() {
+			return &UsageError{"--pod-cidr", r.podCIDR, fmt.Sprintf("%q is no CIDR; want one such as 10.10.0.0/24 or fd00:10::/64", part)}
+		}
+		r.PodCIDRs = append(r.PodCIDRs, prefix.Masked())
+	}
+	if len(r.PodCIDRs) > 2 || (len(r.PodCIDRs) == 2 && r.PodCIDRs[0].Addr().Is4() == r.PodCIDRs[1].Addr().Is4()) {
+		return &UsageError{"--pod-cidr", r.podCIDR, "want one CIDR, or one of IPv4 and one of IPv6"}
+	}
+	return nil
+}
+
+func (r *raw) checkDirs() error {
+	for dir := range strings.SplitSeq(r.binDirs, ",") {
+		if err := checkDir("--cni-bin-dir", &dir); err != nil {
+			return err
+		}
+		if strings.Contains(dir, ":") { // CNI_PATH is separated by them
+			return &UsageError{"--cni-bin-dir", dir, "want directories without ':', which separates them for the plugins"}
+		}
+		if !slices.Contains(r.CNIBinDirs, dir) {
+			r.CNIBinDirs = append(r.CNIBinDirs, dir)
+		}
+	}
+	if r.RuntimeCNIConfDir == "" {
+		r.RuntimeCNIConfDir = r.CNIConfDir
+	}
+	if r.RuntimeCNIBinDir == "" {
+		r.RuntimeCNIBinDir = r.CNIBinDirs[0]
+	}
+	dirs := []struct {
+		flag string
+		dir  *string
+	}{
+		{"--cni-conf-dir", &r.CNIConfDir}, {"--cni-cache-dir", &r.CNICacheDir},
+		{"--runtime-cni-conf-dir", &r.RuntimeCNIConfDir}, {"--runtime-cni-bin-dir", &r.RuntimeCNIBinDir},
+		{"--run-dir", &r.RunDir}, {"--state-dir", &r.StateDir},
+	}
+	for _, d := range dirs {
+		if err := checkDir(d.flag, d.dir); err != nil {
+			return err
+		}
+	}
+	if most := maxSocketPath - len(longestSocket); len(r.RunDir) > most {
+		return &UsageError{"--run-dir", r.RunDir, fmt.Sprintf("want at most %d bytes, or the paths of the sockets in it get too long", most)}
+	}
+	return nil
+}
+
+// checkDir makes an absolute directory clean.
+func checkDir(flag string, dir *string) error {
+	if !filepath.IsAbs(*dir) || strings.ContainsFunc(*dir, unicode.IsControl) {
+		value := *dir
+		if value == "" {
+			value = `""`
+		}
+		return &UsageError{flag, value, "want an absolute path such as /opt/cni/bin"}
+	}
+	*dir = filepath.Clean(*dir)
+	return nil
+}
+
+func (r *raw) checkEndpoints() error {
+	if r.ImageServiceEndpoint == "" {
+		r.ImageServiceEndpoint = r.ContainerRuntimeEndpoint
+	}
+	for _, e := range []struct {
+		flag  string
+		value *string
+	}{
+		{"--container-runtime-endpoint", &r.ContainerRuntimeEndpoint},
+		{"--image-service-endpoint", &r.ImageServiceEndpoint},
+	} {
+		path := strings.TrimPrefix(*e.value, "unix://")
+		if !filepath.IsAbs(path) || filepath.Clean(path) == "/" || strings.ContainsFunc(path, unicode.IsControl) {
+			return &UsageError{e.flag, *e.value, "want a unix socket such as unix:///run/containerd/containerd.sock"}
+		}
+		if path = filepath.Clean(path); len(path) > maxSocketPath {
+			return &UsageError{e.flag, *e.value, fmt.Sprintf("want a socket whose path has at most %d bytes", maxSocketPath)}
+		}
+		*e.value = "unix://" + path
+	}
+	return nil
+}
+
+func (r *raw) checkChoices() error {
+	for _, c := range []struct {
+		flag, value string
+		allowed     []string
+	}{
+		{"--hostport", r.HostPort, []string{HostPortManager, HostPortPlugin, HostPortOff}},
+		{"--hostport-conflict", r.HostPortConflict, []string{ConflictRefuse, ConflictWarn}},
+		{"--hairpin-mode", r.HairpinMode, []string{HairpinVeth, HairpinNone}},
+		{"--log-format", r.LogFormat, []string{LogText, LogJSON}},
+	} {
+		if !slices.Contains(c.allowed, c.value) {
+			last := len(c.allowed) - 1
+			return &UsageError{c.flag, c.value, "want " + strings.Join(c.allowed[:last], ", ") + " or " + c.allowed[last]}
+		}
+	}
+	return nil
+}
+
+func (r *raw) checkMetrics() error {
+	if r.MetricsBindAddress == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(r.MetricsBindAddress)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil || strings.ContainsFunc(host, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) || c == '/' }) {
+		return &UsageError{"--metrics-bind-address", r.MetricsBindAddress, "want host:port such as 127.0.0.1:9300 or [::1]:9300, the port 0 to 65535"}
+	}
+	return nil
+}

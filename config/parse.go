@@ -1,0 +1,296 @@
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// maxPlugins is how many plugins a network may have.
+const maxPlugins = 64
+
+// fileError is what is wrong with a file's contents. line and col count from
+// 1, in bytes; line is 0 where there is no position.
+type fileError struct {
+	path      string
+	line, col int
+	reason    string
+}
+
+// parsed is a configuration that is good by itself, whatever plugins there are.
+type parsed struct {
+	name     string
+	versions []string // CNI versions to choose from, best first
+	head     []member // members of the list that are passed on as they are
+	plugins  []parsedPlugin
+}
+
+// parsedPlugin is one plugin object of a list.
+type parsedPlugin struct {
+	typ, ipam    string
+	capabilities []string        // declared ones, sorted
+	raw          json.RawMessage // compact
+}
+
+// source is a file while it is parsed.
+type source struct {
+	path string
+	data []byte
+}
+
+// parse reads a configuration file and, unless it says loadOnlyInlinedPlugins,
+// the plugins in the network's folder, as libcni's NetworkConfFromFile does.
+func parse(dir *Dir, f File) (*parsed, *fileError) {
+	src := source{path: filepath.Join(dir.Path, f.Name), data: f.Data}
+	ms, err := src.open(f)
+	if err != nil {
+		return nil, err
+	}
+	_, isList := find(ms, "plugins")
+	_, isPlugin := find(ms, "type")
+	switch ext := filepath.Ext(f.Name); {
+	case ext == ".conf" && isList && !isPlugin:
+		return nil, src.errorf(0, "is a list of plugins; a .conf file holds a single one, a list is named .conflist")
+	case ext == ".conf" || (ext == ".json" && isPlugin && !isList):
+		return src.single(ms)
+	}
+	p, inlinedOnly, err := src.list(ms)
+	if err != nil {
+		return nil, err
+	}
+	if folder := dir.Folders[p.name]; folder != nil && !inlinedOnly {
+		if err := p.addFolder(folder); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.plugins) == 0 {
+		return nil, src.errorf(0, "has no plugins")
+	}
+	return p, nil
+}
+
+// open returns the members of the file's object.
+func (s source) open(f File) ([]member, *fileError) {
+	switch {
+	case f.Err != nil && errors.Is(f.Err, fs.ErrNotExist):
+		return nil, s.errorf(-1, "is a symlink to nothing")
+	case f.Err != nil:
+		return nil, s.errorf(-1, "%s", errno(f.Err))
+	case len(bytes.TrimSpace(f.Data)) == 0:
+		return nil, s.errorf(-1, "is empty")
+	}
+	ms, at, err := members(s.data)
+	if err != nil {
+		return nil, s.errorf(at, "is broken: %v", err)
+	}
+	return ms, nil
+}
+
+// single makes a list of a plugin's configuration, as libcni's ConfListFromConf.
+func (s source) single(ms []member) (*parsed, *fileError) {
+	pl, conf, err := s.plugin(s.data, 0)
+	if err != nil {
+		return nil, err
+	}
+	p := &parsed{name: conf.Network.Name, plugins: []parsedPlugin{pl}}
+	at := 0
+	if m, ok := find(ms, "name"); ok {
+		at = m.at
+	}
+	if err := s.checkName(p.name, at); err != nil {
+		return nil, err
+	}
+	if p.versions, err = s.versions(conf.Network.CNIVersion, nil, ms); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// list reads a configuration list (CNI specification, section 1), without the
+// plugins in the network's folder.
+func (s source) list(ms []member) (p *parsed, inlinedOnly bool, err *fileError) {
+	p = &parsed{}
+	var one string
+	var several []string
+	var raws []json.RawMessage
+	for _, m := range ms {
+		var target any
+		switch m.key {
+		case "name":
+			target = &p.name
+		case "cniVersion":
+			target = &one
+		case "cniVersions":
+			target = &several
+		case "plugins":
+			target = &raws
+		case "loadOnlyInlinedPlugins", "disableCheck", "disableGC":
+			yes, ok := asBool(m.raw)
+			if !ok {
+				return nil, false, s.errorf(m.at, "%s is %.40s; want true or false", m.key, m.raw)
+			}
+			if m.key == "loadOnlyInlinedPlugins" {
+				inlinedOnly = yes
+				continue
+			}
+		}
+		if target == nil {
+			p.head = append(p.head, m)
+			target = new(any) // libcni decodes it, too
+		}
+		if uerr := json.Unmarshal(m.raw, target); uerr != nil {
+			return nil, false, s.errorf(m.at, "%s: %s", m.key, wrongType(uerr))
+		}
+	}
+	nameAt, _ := find(ms, "name")
+	if err := s.checkName(p.name, nameAt.at); err != nil {
+		return nil, false, err
+	}
+	if p.versions, err = s.versions(one, several, ms); err != nil {
+		return nil, false, err
+	}
+	if len(raws) > maxPlugins {
+		return nil, false, s.errorf(0, "has %d plugins; want at most %d", len(raws), maxPlugins)
+	}
+	pluginsAt, _ := find(ms, "plugins")
+	at := pluginsAt.at
+	for _, raw := range raws {
+		// The objects stand in the file as they are here, one after another.
+		at += max(bytes.Index(s.data[at:], raw), 0)
+		pl, _, err := s.plugin(raw, at)
+		if err != nil {
+			return nil, false, err
+		}
+		p.plugins = append(p.plugins, pl)
+		at += len(raw)
+	}
+	return p, inlinedOnly, nil
+}
+
+// addFolder appends the plugins of the network's folder, in file-name order.
+func (p *parsed) addFolder(folder *Dir) *fileError {
+	if folder.Err != nil {
+		return &fileError{path: folder.Path, reason: "cannot be read: " + errno(folder.Err)}
+	}
+	for _, f := range folder.Files {
+		s := source{path: filepath.Join(folder.Path, f.Name), data: f.Data}
+		if _, err := s.open(f); err != nil {
+			return err
+		}
+		pl, _, err := s.plugin(f.Data, 0)
+		if err != nil {
+			return err
+		}
+		if len(p.plugins) == maxPlugins {
+			return s.errorf(-1, "is one plugin more than the %d a network may have", maxPlugins)
+		}
+		p.plugins = append(p.plugins, pl)
+	}
+	return nil
+}
+
+// plugin reads one plugin's configuration, which stands at offset at. Like
+// libcni it decodes what re-encoding leaves, so that both agree on objects with
+// keys that differ in case only.
+func (s source) plugin(raw []byte, at int) (parsedPlugin, *libcni.PluginConfig, *fileError) {
+	var object map[string]any
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return parsedPlugin{}, nil, s.errorf(at, "plugin: %s", wrongType(err))
+	}
+	canonical, err := json.Marshal(object)
+	if err != nil {
+		return parsedPlugin{}, nil, s.errorf(at, "plugin: %v", err)
+	}
+	conf, err := libcni.NetworkPluginConfFromBytes(canonical)
+	var typeErr *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &typeErr):
+		return parsedPlugin{}, nil, s.errorf(at, "plugin: %s", wrongType(err))
+	case err != nil:
+		return parsedPlugin{}, nil, s.errorf(at, "a plugin has no type")
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, raw); err != nil {
+		return parsedPlugin{}, nil, s.errorf(at, "plugin: %v", err)
+	}
+	pl := parsedPlugin{typ: conf.Network.Type, ipam: conf.Network.IPAM.Type, raw: compact.Bytes()}
+	for name, declared := range conf.Network.Capabilities {
+		if declared {
+			pl.capabilities = append(pl.capabilities, name)
+		}
+	}
+	slices.Sort(pl.capabilities)
+	for _, typ := range []string{pl.typ, pl.ipam} {
+		if strings.ContainsAny(typ, "/\x00") || typ == "." || typ == ".." {
+			return parsedPlugin{}, nil, s.errorf(at, "plugin type %.80q is no file name", typ)
+		}
+	}
+	return pl, conf, nil
+}
+
+func (s source) checkName(name string, at int) *fileError {
+	switch {
+	case name == "":
+		return s.errorf(at, "has no network name")
+	case utils.ValidateNetworkName(name) != nil:
+		return s.errorf(at, "network name %.80q has other characters than letters, digits, '_', '.' and '-', or begins with one of the latter", name)
+	}
+	return nil
+}
+
+// versions returns the known CNI versions among those that the file asks for,
+// best first. No version at all is 0.1.0; unknown ones in cniVersions are left
+// out, as the specification says (section "Version considerations").
+func (s source) versions(one string, several []string, ms []member) ([]string, *fileError) {
+	if one == "" && len(several) == 0 {
+		return []string{"0.1.0"}, nil
+	}
+	asked := several
+	if one != "" {
+		asked = append(slices.Clone(several), one)
+	}
+	known := version.All.SupportedVersions() // in ascending order
+	var found []string
+	for _, v := range slices.Backward(known) {
+		if slices.Contains(asked, v) {
+			found = append(found, v)
+		}
+	}
+	if len(found) == 0 {
+		m, ok := find(ms, "cniVersion")
+		if !ok {
+			m, _ = find(ms, "cniVersions")
+		}
+		return nil, s.errorf(m.at, "asks for CNI version %.80q; known are %s", strings.Join(asked, ", "), strings.Join(known, ", "))
+	}
+	return found, nil
+}
+
+// errorf makes an error at an offset of the file; -1 is the file as a whole.
+func (s source) errorf(at int, format string, args ...any) *fileError {
+	e := &fileError{path: s.path, reason: fmt.Sprintf(format, args...)}
+	if at >= 0 {
+		before := s.data[:min(at, len(s.data))]
+		e.line = 1 + bytes.Count(before, []byte("\n"))
+		e.col = len(before) - bytes.LastIndexByte(before, '\n')
+	}
+	return e
+}
+
+// errno returns what is behind an error whose path is known.
+func errno(err error) string {
+	var perr *fs.PathError
+	if errors.As(err, &perr) {
+		err = perr.Err
+	}
+	return err.Error()
+}
