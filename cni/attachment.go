@@ -1,0 +1,71 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/types/create"
+)
+
+// Attachment is one attachment of a sandbox to a network: what ADD was called
+// with, and what it answered. It is self-contained and can be stored as JSON.
+type Attachment struct {
+	// ContainerID is the sandbox's id (CNI_CONTAINERID).
+	ContainerID string `json:"containerID"`
+	// NetNS is the path of the sandbox's network namespace (CNI_NETNS). It is
+	// empty when the namespace is known to be gone.
+	NetNS string `json:"netns,omitempty"`
+	// IfName is the interface to make in the namespace (CNI_IFNAME).
+	IfName string `json:"ifName"`
+	// Args are the pairs of CNI_ARGS, in the order in which the runtime gave
+	// them.
+	Args [][2]string `json:"args,omitempty"`
+	// Network is the name of the network configuration list.
+	Network string `json:"network"`
+	// ConfList is the configuration list with all its plugins inlined.
+	ConfList json.RawMessage `json:"confList"`
+	// CapabilityArgs are the runtimeConfig values by capability (CNI
+	// conventions, "Dynamic Plugin specific fields").
+	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
+	// Result is what ADD returned, in the list's CNI version; empty before.
+	Result json.RawMessage `json:"result,omitempty"`
+}
+
+// list parses the attachment's configuration list.
+func (a *Attachment) list() (*libcni.NetworkConfigList, error) {
+	list, err := libcni.NetworkConfFromBytes(a.ConfList)
+	if err != nil {
+		return nil, fmt.Errorf("network %q: stored configuration list: %w", a.Network, err)
+	}
+	return list, nil
+}
+
+// runtimeConf gives the attachment's arguments in libcni's form.
+func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
+	capabilities := make(map[string]any, len(a.CapabilityArgs))
+	for name, value := range a.CapabilityArgs {
+		capabilities[name] = value
+	}
+	return &libcni.RuntimeConf{
+		ContainerID:    a.ContainerID,
+		NetNS:          a.NetNS,
+		IfName:         a.IfName,
+		Args:           a.Args,
+		CapabilityArgs: capabilities,
+	}
+}
+
+// prevResult is the stored result as DEL and CHECK get it, or nil when there is
+// none or the list's version (before 0.4.0) does not pass one.
+func (a *Attachment) prevResult(cniVersion string) (types.Result, error) {
+	if len(a.Result) == 0 || !atLeast(cniVersion, "0.4.0") {
+		return nil, nil
+	}
+	result, err := create.CreateFromBytes(a.Result)
+	if err != nil {
+		return nil, fmt.Errorf("network %q: stored result: %w", a.Network, err)
+	}
+	return result.GetAsVersion(cniVersion)
+}

@@ -1,0 +1,75 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/crinet-project/crinet/cni/pluginexec"
+)
+
+// Runner runs one plugin binary to its end; [pluginexec.Exec] is the real one.
+type Runner interface {
+	Run(ctx context.Context, path string, stdin []byte, env []string) (stdout, stderr []byte, err error)
+}
+
+// execAdapter lets libcni run plugins through a Runner.
+type execAdapter struct {
+	version.PluginDecoder
+	runner Runner
+}
+
+var _ invoke.Exec = (*execAdapter)(nil)
+
+// ExecPlugin runs the plugin with the CNI variables of environ alone: libcni
+// offers the daemon's whole environment, which is not the plugins' business.
+func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	env := make([]string, 0, 6)
+	for _, kv := range environ {
+		if strings.HasPrefix(kv, "CNI_") {
+			env = append(env, kv)
+		}
+	}
+	stdout, _, err := e.runner.Run(ctx, path, stdin, env)
+	if err == nil {
+		return stdout, nil
+	}
+	return nil, pluginError(path, stdout, err)
+}
+
+// pluginError turns a failed run into the plugin's own error where it printed
+// one (CNI spec, section Error), so that its code reaches the runtime.
+func pluginError(path string, stdout []byte, err error) error {
+	if !errors.Is(err, pluginexec.ErrExit) {
+		return err
+	}
+	var said types.Error
+	if json.Unmarshal(stdout, &said) != nil || (said.Code == 0 && said.Msg == "") {
+		return err
+	}
+	return fmt.Errorf("plugin %s: %w", filepath.Base(path), &said)
+}
+
+// FindInPath finds the first executable with the plugin's name. The name comes
+// from a file, so that one with a path in it is refused.
+func (e *execAdapter) FindInPath(plugin string, dirs []string) (string, error) {
+	if plugin == "" || plugin != filepath.Base(plugin) || plugin == "." || plugin == ".." {
+		return "", fmt.Errorf("plugin type %q is not a file name", plugin)
+	}
+	for _, dir := range dirs {
+		path := filepath.Join(dir, plugin)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("plugin %s: no executable of that name in %s: install it there",
+		plugin, strings.Join(dirs, ", "))
+}

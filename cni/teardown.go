@@ -1,0 +1,85 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+)
+
+// TearDownPod runs DEL over the attachment's chain in reverse, with the
+// configuration, capability args and result of its ADD. libcni would take the
+// result from its cache, which may be gone, and stop at the first plugin that
+// fails; here each plugin gets its DEL, and the errors of all are returned. It
+// is idempotent as far as the plugins are, which the CNI spec asks of them.
+func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
+	list, err := a.list()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+	defer cancel()
+	var errs []error
+	for i := len(list.Plugins) - 1; i >= 0; i-- {
+		errs = append(errs, p.call(ctx, "DEL", list, list.Plugins[i], a))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return p.explain(ctx, "DEL", a, err)
+	}
+	// A list without plugins has nobody to call: libcni only forgets its cache
+	// entry.
+	empty := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion}
+	return p.libcni.DelNetworkList(ctx, empty, a.runtimeConf())
+}
+
+// call runs one plugin of an attachment's chain with a verb that prints no
+// result.
+func (p *Plugin) call(ctx context.Context, verb string, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) error {
+	path, err := p.exec.FindInPath(plugin.Network.Type, p.config.BinDirs)
+	if err != nil {
+		return err
+	}
+	stdin, err := p.stdin(list, plugin, a)
+	if err != nil {
+		return fmt.Errorf("plugin %s: configuration: %w", plugin.Network.Type, err)
+	}
+	return invoke.ExecPluginWithoutResult(ctx, path, stdin, &invoke.Args{
+		Command:     verb,
+		ContainerID: a.ContainerID,
+		NetNS:       a.NetNS,
+		PluginArgs:  a.Args,
+		IfName:      a.IfName,
+		Path:        strings.Join(p.config.BinDirs, ":"),
+	}, p.exec)
+}
+
+// stdin is the configuration that a plugin gets: its own, and what the CNI spec
+// has the runtime derive (section 3, "Deriving execution configuration").
+func (p *Plugin) stdin(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) ([]byte, error) {
+	inject := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
+	prev, err := a.prevResult(list.CNIVersion)
+	if err != nil {
+		return nil, err
+	}
+	if prev != nil {
+		inject["prevResult"] = prev
+	}
+	args := make(map[string]json.RawMessage)
+	for name, declared := range plugin.Network.Capabilities {
+		if value, given := a.CapabilityArgs[name]; declared && given {
+			args[name] = value
+		}
+	}
+	if len(args) > 0 {
+		inject["runtimeConfig"] = args
+	}
+	conf, err := libcni.InjectConf(plugin, inject)
+	if err != nil {
+		return nil, err
+	}
+	return conf.Bytes, nil
+}
