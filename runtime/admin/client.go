@@ -1,0 +1,70 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// clientTimeout bounds a whole exchange, maxAnswer an answer's size.
+const (
+	clientTimeout = 10 * time.Second
+	maxAnswer     = 64 << 20
+)
+
+// Client asks a crinetd.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client of the crinetd that serves socket.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: http.Client{
+		Timeout:   clientTimeout,
+		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
+	}}
+}
+
+// Status asks for the node's status.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	err = c.get(ctx, StatusPath, &s)
+	return s, err
+}
+
+// Pods asks for the pods.
+func (c *Client) Pods(ctx context.Context) (pods []Pod, err error) {
+	err = c.get(ctx, PodsPath, &pods)
+	return pods, err
+}
+
+func (c *Client) get(ctx context.Context, path string, into any) (err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crinetd"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return fmt.Errorf("crinetd does not answer at %s (does it run, are you root, is --run-dir its own?): %w", c.socket, err)
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("crinetd at %s: %w", c.socket, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("crinetd at %s: %s: %s", c.socket, response.Status, body)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("crinetd at %s: answer: %w", c.socket, err)
+	}
+	return nil
+}

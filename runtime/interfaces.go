@@ -1,0 +1,48 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/runtime/journal"
+)
+
+// NetworkPlugin attaches sandboxes to a network and detaches them. Calls for
+// one attachment are serial. Name, Plan and Status answer from memory.
+type NetworkPlugin interface {
+	// Name is what the journal calls the plugin.
+	Name() string
+	// Plan completes an attachment with the network that is selected now, or
+	// says why there is none. It changes nothing on the node.
+	Plan(cni.Attachment) (*cni.Attachment, error)
+	// SetUpPod makes the attachment and returns the CNI result. After an error
+	// TearDownPod must be called.
+	SetUpPod(context.Context, *cni.Attachment) (json.RawMessage, error)
+	// TearDownPod undoes the attachment, or what there is of it. It may be
+	// called again.
+	TearDownPod(context.Context, *cni.Attachment) error
+	// CheckPod says whether the attachment is as SetUpPod made it.
+	CheckPod(context.Context, *cni.Attachment) error
+	// Status says whether new pods can get a network; the error is the reason.
+	Status() error
+}
+
+// Journal keeps records of attachments over restarts (package journal).
+type Journal interface {
+	Put(*journal.Record) error
+	PutLater(*journal.Record) <-chan error
+	Delete(journal.Key) error
+	Get(journal.Key) (*journal.Record, error)
+	// Sandbox returns the records of sandboxes whose id has the prefix; all
+	// records for an empty one.
+	Sandbox(prefix string) ([]*journal.Record, error)
+}
+
+// Sandboxes tells which sandboxes the container runtime has.
+type Sandboxes interface {
+	// List returns the ids of all sandboxes, in whatever state.
+	List(context.Context) (map[string]bool, error)
+	// Has says whether the runtime has a sandbox.
+	Has(ctx context.Context, id string) (bool, error)
+}

@@ -1,0 +1,313 @@
+// Package journal keeps, in one bbolt file, what crinetd did for which sandbox,
+// so that it can be undone after any crash and whatever the configuration has
+// become.
+//
+// Put and Delete return when the change is on the disk. Changes that arrive
+// while another is being written are written together with the next one, so
+// that fifty pods at once do not wait for fifty syncs. Reads see what is
+// written. A Journal is safe for many goroutines; the file is locked against a
+// second process.
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+)
+
+// fileName is the journal's name in the state dir.
+const fileName = "journal.db"
+
+// lockTimeout is how long Open waits for another process to let go of the file.
+const lockTimeout = 2 * time.Second
+
+// maxBatch bounds the changes that are written in one transaction.
+const maxBatch = 256
+
+var (
+	recordsBucket = []byte("records")
+	metaBucket    = []byte("meta")
+)
+
+// ErrInUse is returned by Open when another process has the journal open.
+var ErrInUse = errors.New("another crinetd has it open")
+
+// ErrNewer is returned by Open when a record was written by a crinetd that is
+// newer than this one. The file is left as it is.
+var ErrNewer = errors.New("written by a newer crinetd: run that one, or drain the node first")
+
+// errClosed is returned for changes after Close.
+var errClosed = errors.New("journal: closed")
+
+// Journal is an open journal.
+type Journal struct {
+	db      *bbolt.DB
+	changes chan change
+	done    chan struct{} // closed when the writer has ended
+
+	mu     sync.RWMutex // guards the closing of changes
+	closed bool
+}
+
+// change is one change that waits for its transaction.
+type change struct {
+	bucket, key, value []byte // a nil value deletes
+	done               chan<- error
+}
+
+// Open opens the journal in dir, making both where they are missing. A file that
+// cannot be read is moved aside with an error in the log, and an empty journal
+// takes its place: the caller recovers what it can from elsewhere. moved is the
+// name that the damaged file has then, or empty.
+func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, "", fmt.Errorf("state dir: %w", err)
+	}
+	path := filepath.Join(dir, fileName)
+	db, err := openFile(path)
+	if err != nil && damaged(err) {
+		moved = fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+		log.Error("the journal is damaged: it is moved aside and a new one begun; "+
+			"networks of pods that it held are recovered as far as the node knows of them",
+			"file", path, "movedTo", moved, "err", err)
+		if err := os.Rename(path, moved); err != nil {
+			return nil, "", fmt.Errorf("journal %s is damaged and cannot be moved aside: %w", path, err)
+		}
+		db, err = openFile(path)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("journal %s: %w", path, err)
+	}
+	j = &Journal{
+		db:      db,
+		changes: make(chan change, maxBatch),
+		done:    make(chan struct{}),
+	}
+	go j.write()
+	return j, moved, nil
+}
+
+// openFile opens the file and reads every record of it. bbolt trusts the pages
+// of its file, so that damage can show as a panic or as a fault in mapped
+// memory; both become errors here.
+func openFile(path string) (db *bbolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, damageError{fmt.Errorf("%v", p)}
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:      lockTimeout,
+		FreelistType: bbolt.FreelistMapType,
+	})
+	if err != nil {
+		return nil, openError(err)
+	}
+	if err := prepare(db); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// openError tells errors of the system from those of the file's contents, which
+// bbolt has many of.
+func openError(err error) error {
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, bbolterrors.ErrTimeout):
+		return ErrInUse
+	case errors.As(err, &errno):
+		return err
+	default:
+		return damageError{err}
+	}
+}
+
+// prepare makes the buckets and checks that every record can be read.
+func prepare(db *bbolt.DB) error {
+	err := db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucketIfNotExists(recordsBucket)
+		if err != nil {
+			return err
+		}
+		_, err = tx.CreateBucketIfNotExists(metaBucket)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(recordsBucket).ForEach(func(key, data []byte) error {
+			_, err := decode(key, data)
+			if err != nil && !errors.Is(err, ErrNewer) {
+				return damageError{err}
+			}
+			return err
+		})
+	})
+}
+
+// damageError marks an error as one of the file's contents.
+type damageError struct{ error }
+
+func (e damageError) Unwrap() error { return e.error }
+
+func damaged(err error) bool {
+	var d damageError
+	return errors.As(err, &d)
+}
+
+// Put stores a record. It is on the disk when Put returns nil; after an error it
+// may be there or not.
+func (j *Journal) Put(r *Record) error { return <-j.PutLater(r) }
+
+// PutLater stores a record as Put does, but does not wait: the outcome comes on
+// the channel. Changes are written in the order of the calls.
+func (j *Journal) PutLater(r *Record) <-chan error {
+	data, err := encode(r)
+	if err != nil {
+		done := make(chan error, 1)
+		done <- err
+		return done
+	}
+	return j.change(recordsBucket, []byte(r.Key().String()), data)
+}
+
+// Delete removes a record; one that is not there is no error.
+func (j *Journal) Delete(key Key) error {
+	return <-j.change(recordsBucket, []byte(key.String()), nil)
+}
+
+// Get returns a record, or nil when there is none.
+func (j *Journal) Get(key Key) (r *Record, err error) {
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		if data := tx.Bucket(recordsBucket).Get([]byte(key.String())); data != nil {
+			r, err = decode([]byte(key.String()), data)
+		}
+		return err
+	})
+	return r, err
+}
+
+// Sandbox returns the records of the sandboxes whose id begins with prefix, in
+// order. Runtimes take a unique prefix for an id.
+func (j *Journal) Sandbox(prefix string) (records []*Record, err error) {
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket(recordsBucket).Cursor()
+		for key, data := cursor.Seek([]byte(prefix)); key != nil && bytes.HasPrefix(key, []byte(prefix)); key, data = cursor.Next() {
+			r, err := decode(key, data)
+			if err != nil {
+				return err
+			}
+			records = append(records, r)
+		}
+		return nil
+	})
+	return records, err
+}
+
+// All returns all records, in the order of their sandboxes' ids.
+func (j *Journal) All() ([]*Record, error) { return j.Sandbox("") }
+
+// PutMeta stores a value that is not of one sandbox.
+func (j *Journal) PutMeta(name string, value []byte) error {
+	return <-j.change(metaBucket, []byte(name), bytes.Clone(value))
+}
+
+// Meta returns a value that PutMeta stored, or nil.
+func (j *Journal) Meta(name string) (value []byte, err error) {
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		value = bytes.Clone(tx.Bucket(metaBucket).Get([]byte(name)))
+		return nil
+	})
+	return value, err
+}
+
+// Close writes what is waiting and closes the file. Later changes fail.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
+	}
+	j.closed = true
+	close(j.changes)
+	j.mu.Unlock()
+	<-j.done
+	return j.db.Close()
+}
+
+// change hands a change to the writer; the outcome comes on the channel.
+func (j *Journal) change(bucket, key, value []byte) <-chan error {
+	done := make(chan error, 1)
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	if j.closed {
+		done <- errClosed
+		return done
+	}
+	j.changes <- change{bucket: bucket, key: key, value: value, done: done}
+	return done
+}
+
+// write is the writer: it takes a change and all that have come meanwhile, and
+// writes them in one transaction, until the channel is closed and empty.
+func (j *Journal) write() {
+	defer close(j.done)
+	for first := range j.changes {
+		j.commit(j.gather(first))
+	}
+}
+
+// gather returns a change and those that wait behind it now.
+func (j *Journal) gather(first change) []change {
+	batch := []change{first}
+	for len(batch) < maxBatch {
+		select {
+		case c, ok := <-j.changes:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, c)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit writes a batch and answers each of its changes.
+func (j *Journal) commit(batch []change) {
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		for _, c := range batch {
+			bucket := tx.Bucket(c.bucket)
+			var err error
+			if c.value == nil {
+				err = bucket.Delete(c.key)
+			} else {
+				err = bucket.Put(c.key, c.value)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		err = fmt.Errorf("journal %s: write: %w", j.db.Path(), err)
+	}
+	for _, c := range batch {
+		c.done <- err
+	}
+}

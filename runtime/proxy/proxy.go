@@ -1,0 +1,191 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// MaxMessageSize is the size in bytes of the largest message that passes,
+// either way. The kubelet itself stops at 16 MiB.
+const MaxMessageSize = 64 << 20
+
+// OtherMethod stands in observations for every method that is neither in the
+// CRI version this was built with nor hooked, so that a caller who invents
+// method names cannot make the set of labels grow.
+const OtherMethod = "other"
+
+// defaultGrace is how long calls under way may take to finish at the end of
+// Serve.
+const defaultGrace = 5 * time.Second
+
+// handshakeTimeout is the time that a client has to speak HTTP/2. One that
+// connects and says nothing holds up the end of Serve that long.
+const handshakeTimeout = 2 * time.Second
+
+// Forward makes the upstream call with the caller's metadata and returns the
+// answer as it came. Its error is a gRPC status to be returned unchanged. The
+// request must not be changed after the call. When a hook forwards more than
+// once, the caller sees the headers and trailers of the last answer. A Forward
+// must not be used by two goroutines at once, nor after its hook returned.
+type Forward func(ctx context.Context, request []byte) ([]byte, error)
+
+// Hook answers one unary call in place of upstream, which it reaches through
+// next. Its context has the caller's deadline and cancellation. The error goes
+// to the caller as gRPC status; one without status as codes.Unknown. A panic
+// is logged and answered with codes.Internal.
+type Hook func(ctx context.Context, request []byte, next Forward) ([]byte, error)
+
+// Config says where calls go. RuntimeEndpoint is required.
+type Config struct {
+	// RuntimeEndpoint is the runtime's socket: unix:///path, or /path.
+	RuntimeEndpoint string
+	// ImageEndpoint is where the image service's calls go. When empty or
+	// equal to RuntimeEndpoint, both share one connection.
+	ImageEndpoint string
+	// Hooks take over unary methods, by full name: /package.Service/Method.
+	Hooks map[string]Hook
+	// Log receives the outcome of every call: at debug level when it is OK,
+	// else at info or warn. Nil discards.
+	Log *slog.Logger
+	// Observe, if set, is told the outcome of every call, by the method's
+	// full name or as OtherMethod. It runs on the call's goroutine.
+	Observe func(method string, code codes.Code, d time.Duration)
+	// Grace bounds the time that calls under way get to finish when Serve
+	// ends. 0 means 5 s.
+	Grace time.Duration
+}
+
+// Proxy is a CRI server that passes calls on. Its methods may be called
+// concurrently.
+type Proxy struct {
+	log      *slog.Logger
+	hooks    map[string]Hook
+	methods  map[string]bool
+	onResult func(method string, code codes.Code, d time.Duration)
+	grace    time.Duration
+
+	runtime, image *upstream
+	server         *grpc.Server
+
+	// stopping ends when Serve begins to stop.
+	stopping context.Context
+	stop     context.CancelFunc
+}
+
+// New checks the configuration. It does not connect: upstream may come later.
+func New(c Config) (*Proxy, error) {
+	for method, hook := range c.Hooks {
+		if hook == nil || !strings.HasPrefix(method, "/") || strings.Count(method, "/") != 2 {
+			return nil, fmt.Errorf("CRI proxy: hook for %q: want /package.Service/Method and a function", method)
+		}
+	}
+	runtime, err := dial(c.RuntimeEndpoint)
+	if err != nil {
+		return nil, fmt.Errorf("CRI proxy: container runtime endpoint: %w", err)
+	}
+	image := runtime
+	if c.ImageEndpoint != "" && c.ImageEndpoint != c.RuntimeEndpoint {
+		if image, err = dial(c.ImageEndpoint); err != nil {
+			return nil, errors.Join(fmt.Errorf("CRI proxy: image service endpoint: %w", err), runtime.conn.Close())
+		}
+	}
+	p := &Proxy{
+		log:      c.Log,
+		hooks:    maps.Clone(c.Hooks),
+		methods:  knownMethods(c.Hooks),
+		onResult: c.Observe,
+		grace:    c.Grace,
+		runtime:  runtime,
+		image:    image,
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	if p.onResult == nil {
+		p.onResult = func(string, codes.Code, time.Duration) {}
+	}
+	if p.grace <= 0 {
+		p.grace = defaultGrace
+	}
+	p.stopping, p.stop = context.WithCancel(context.Background())
+	p.server = grpc.NewServer(
+		grpc.ForceServerCodecV2(rawCodec{}),
+		grpc.UnknownServiceHandler(p.handle),
+		grpc.StreamInterceptor(p.report),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxRecvMsgSize(MaxMessageSize),
+		grpc.MaxSendMsgSize(MaxMessageSize),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
+	)
+	return p, nil
+}
+
+// knownMethods are those of the CRI version this was built with, and the
+// hooked ones.
+func knownMethods(hooks map[string]Hook) map[string]bool {
+	known := make(map[string]bool)
+	for _, service := range []*grpc.ServiceDesc{&runtimeapi.RuntimeService_ServiceDesc, &runtimeapi.ImageService_ServiceDesc} {
+		for _, m := range service.Methods {
+			known["/"+service.ServiceName+"/"+m.MethodName] = true
+		}
+		for _, s := range service.Streams {
+			known["/"+service.ServiceName+"/"+s.StreamName] = true
+		}
+	}
+	for method := range hooks {
+		known[method] = true
+	}
+	return known
+}
+
+// Upstream is the connection to the container runtime, for typed calls of
+// crinetd's own. Calls fail at once with codes.Unavailable while the runtime
+// is down, unless made with grpc.WaitForReady.
+func (p *Proxy) Upstream() grpc.ClientConnInterface { return p.runtime.conn }
+
+// Close ends the upstream connections, and with them all calls under way.
+// Call it when Serve has returned.
+func (p *Proxy) Close() error {
+	p.stop()
+	p.server.Stop()
+	err := p.runtime.conn.Close()
+	if p.image != p.runtime {
+		err = errors.Join(err, p.image.conn.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("CRI proxy: closing the upstream connections: %w", err)
+	}
+	return nil
+}
+
+// handle is every call of every service.
+func (p *Proxy) handle(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	c := &call{method: method, md: md, upstream: p.route(method)}
+	if hook := p.hooks[method]; hook != nil {
+		return p.hooked(stream, c, hook)
+	}
+	return p.pipe(stream, c)
+}
+
+// route sends the image service of any CRI version to the image endpoint and
+// everything else to the runtime.
+func (p *Proxy) route(method string) *upstream {
+	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
+	if strings.HasPrefix(service, "runtime.") && strings.HasSuffix(service, ".ImageService") {
+		return p.image
+	}
+	return p.runtime
+}
