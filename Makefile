@@ -1,0 +1,63 @@
+# Every target says what it does: make help
+
+# sudo often drops the folder that Go's own archive is unpacked to.
+export PATH := $(PATH):/usr/local/go/bin
+# A checkout of another user's, as under sudo, has no version that Go may read.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+GO      ?= go
+VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+ROOT    := $(filter 0,$(shell id -u))
+
+.DEFAULT_GOAL := help
+.PHONY: help build tools test unit integration lint bench demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build crinetd, crinet and crinetctl into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+tools: ## install what the test node needs into .tools/ (and Debian packages, as root)
+	@integration/tools/build node
+
+test: ## run all tests; what needs root is skipped without
+ifneq ($(ROOT),)
+	@integration/tools/build node
+endif
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory integration
+
+unit: ## run the unit tests with the race detector
+ifeq ($(ROOT),)
+	@echo 'Not root: skipping every unit test that makes a network namespace or changes the kernel.'
+endif
+	$(GO) test -race $$($(GO) list ./... | grep -v '/integration')
+
+integration: ## run the tests on a real node (root)
+ifeq ($(ROOT),)
+	@echo 'Not root: skipping all integration tests, which start a node with containerd. Use: sudo make test'
+	@test -z '$(CRINET_TEST_REQUIRE_ALL)'
+else
+	@integration/tools/build node
+	$(GO) test -race -timeout 30m ./integration/...
+endif
+
+lint: ## check the format, go vet, golangci-lint
+	@integration/tools/build lint
+	@files=$$(gofmt -l $$(git -c safe.directory='*' ls-files --cached --others --exclude-standard '*.go')) && \
+	if [ -n "$$files" ]; then echo 'Not formatted, run gofmt -w:'; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	.tools/bin/golangci-lint run
+
+bench: ## measure crinetd against bare containerd on a real node (root)
+	@integration/tools/build node
+	$(GO) run ./integration/bench
+
+demo: build ## run a node and a pod and show what crinetd does (root); KEEP=1 leaves it running
+	@integration/tools/build node
+	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/demo $(if $(KEEP),-keep) $(if $(REMOVE),-remove $(REMOVE))
+
+clean: ## remove what was built, the tools as well
+	rm -rf bin .tools

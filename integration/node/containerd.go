@@ -1,0 +1,124 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// readyTimeout is how long a daemon may take to come up.
+const readyTimeout = 60 * time.Second
+
+const containerdConfigFile = "/etc/containerd/config.toml"
+
+// containerdConfig departs from containerd's defaults only where the node can't
+// count on the machine: no AppArmor, no raising of OOM scores, no plugin that
+// looks for devices or other daemons.
+const containerdConfig = `version = 3
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = %[1]q
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = %[2]q
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = [%[3]q]
+    conf_dir = %[4]q
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+      BinaryName = %[5]q
+`
+
+// snapshotter is overlayfs where the node's directory is not on an overlay
+// itself, as it is when the tests run in a container.
+func (n *Node) snapshotter() (string, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(n.dir, &stat); err != nil {
+		return "", fmt.Errorf("look at the file system of %s: %w", n.dir, err)
+	}
+	if stat.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return "native", nil
+	}
+	return "overlayfs", nil
+}
+
+// StartContainerd starts containerd and waits until it serves CRI. The first
+// start imports the images. It need not have a network.
+func (n *Node) StartContainerd(ctx context.Context) error {
+	if n.containerd != nil && n.containerd.running() {
+		return errors.New("containerd runs already")
+	}
+	snapshotter, err := n.snapshotter()
+	if err != nil {
+		return err
+	}
+	config := fmt.Sprintf(containerdConfig, snapshotter, PauseImage, BinDir, ConfDir, n.kit.Tool("runc"))
+	if err := n.WriteFile(containerdConfigFile, config+n.options.ContainerdConfig); err != nil {
+		return err
+	}
+	n.containerd, err = startDaemon(n.Place, "containerd", n.logFile("containerd"),
+		n.kit.Tool("containerd"), "--config", containerdConfigFile)
+	if err != nil {
+		return err
+	}
+	client, err := n.containerdClient()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	if err := n.containerd.await(ctx, client.served); err != nil {
+		return err
+	}
+	if n.imported {
+		return nil
+	}
+	_, err = n.Run(ctx, "ctr", "--namespace", "k8s.io", "images", "import", "--local",
+		"--snapshotter", snapshotter, n.kit.archive())
+	n.imported = err == nil
+	return err
+}
+
+// containerdClient is the node's own client of containerd, made once.
+func (n *Node) containerdClient() (*Client, error) {
+	if n.cri == nil {
+		client, err := n.Client(ContainerdSocket)
+		if err != nil {
+			return nil, err
+		}
+		n.cri = client
+	}
+	return n.cri, nil
+}
+
+// StopContainerd ends containerd as a service manager does; its pods live on.
+func (n *Node) StopContainerd() error { return n.end(&n.containerd, (*daemon).stop) }
+
+// KillContainerd kills containerd at once; its pods live on.
+func (n *Node) KillContainerd() error { return n.end(&n.containerd, (*daemon).kill) }
+
+func (n *Node) end(d **daemon, how func(*daemon) error) error {
+	if *d == nil {
+		return errors.New("stop a daemon of the node: it does not run")
+	}
+	err := how(*d)
+	*d = nil
+	return err
+}
+
+// served asks whether there is anybody who answers CRI.
+func (c *Client) served(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := c.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	return err
+}

@@ -1,0 +1,186 @@
+// Package script is what a test and the test plugin say to each other: the test
+// writes a script of faults, the plugin a record of each call. Both lie in one
+// directory, which the plugin's configuration names as "dir":
+//
+//	{"type": "testplugin", "dir": "/run/testplugin"}
+//
+// The script is read anew at each call, so that a test can change it while pods
+// are up, and the journalled configuration stays the same.
+package script
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Action is what the plugin does with a call.
+type Action string
+
+// The actions. A plugin that dies of a signal does so by SIGKILL.
+const (
+	Succeed Action = ""        // do the verb's work
+	Fail    Action = "fail"    // print a CNI error with the rule's code and text
+	Silent  Action = "silent"  // exit 1 without a word
+	Garbage Action = "garbage" // print what is no JSON, exit 0
+	Flood   Action = "flood"   // print 100 MB, exit 0
+	Hang    Action = "hang"    // never return; a child holds the output open as well
+	Crash   Action = "crash"   // die of a signal before anything is done
+	Late    Action = "late"    // succeed after the rule's delay
+	Die     Action = "die"     // do the work, print the result, then die of a signal
+)
+
+// Rule says what to do with some calls. The first rule that matches decides.
+type Rule struct {
+	Verb string `json:"verb"`          // ADD, DEL, CHECK, STATUS, GC, VERSION; empty: each
+	Call int    `json:"call"`          // which call of that verb, from 1; 0: each
+	Pod  string `json:"pod,omitempty"` // the pod's name; empty: each
+
+	Do    Action        `json:"do"`
+	Delay time.Duration `json:"delay,omitempty"` // for late
+	Code  uint          `json:"code,omitempty"`  // for fail; 0 stands for 100
+	Text  string        `json:"text,omitempty"`  // for fail
+}
+
+// Call is the record of one call, written before the plugin does anything.
+type Call struct {
+	Verb        string          `json:"verb"`
+	Number      int             `json:"number"` // among the calls of that verb, from 1
+	Time        time.Time       `json:"time"`
+	Do          Action          `json:"do"`
+	ContainerID string          `json:"containerID"`
+	NetNS       string          `json:"netns"`
+	IfName      string          `json:"ifName"`
+	Args        string          `json:"args"`
+	Path        string          `json:"path"`
+	Pod         string          `json:"pod"`
+	NetNSExists bool            `json:"netnsExists"` // the path is a network namespace
+	Processes   []Process       `json:"processes"`   // those in the network namespace
+	Config      json.RawMessage `json:"config"`      // standard input
+}
+
+// Process is a process that the plugin saw.
+type Process struct {
+	PID     int    `json:"pid"`
+	Program string `json:"program"`
+}
+
+// The files of the directory.
+const (
+	rulesFile = "rules.json"
+	callsFile = "calls.jsonl"
+	lockFile  = "lock"
+)
+
+// SetRules replaces the script in dir, in one step.
+func SetRules(dir string, rules ...Rule) error {
+	text, err := json.MarshalIndent(rules, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("set the test plugin's rules: %w", err)
+	}
+	temp := filepath.Join(dir, rulesFile+".new")
+	if err := os.WriteFile(temp, text, 0o644); err != nil {
+		return fmt.Errorf("set the test plugin's rules: %w", err)
+	}
+	return os.Rename(temp, filepath.Join(dir, rulesFile))
+}
+
+// Calls returns the calls recorded in dir so far, the earliest first.
+func Calls(dir string) ([]Call, error) {
+	file, err := os.Open(filepath.Join(dir, callsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the test plugin's calls: %w", err)
+	}
+	defer file.Close()
+	var calls []Call
+	decoder := json.NewDecoder(bufio.NewReader(file))
+	for decoder.More() {
+		var call Call
+		if err := decoder.Decode(&call); err != nil {
+			return calls, fmt.Errorf("read the test plugin's calls: %w", err)
+		}
+		calls = append(calls, call)
+	}
+	return calls, nil
+}
+
+// Record numbers the call, adds it to the record in dir and returns the rule
+// that applies to it.
+func Record(dir string, call Call) (rule Rule, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Rule{}, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return Rule{}, err
+	}
+	defer lock.Close() // which unlocks
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return Rule{}, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	earlier, err := Calls(dir)
+	if err != nil {
+		return Rule{}, err
+	}
+	call.Number = 1
+	for _, c := range earlier {
+		if c.Verb == call.Verb {
+			call.Number++
+		}
+	}
+	rules, err := readRules(dir)
+	if err != nil {
+		return Rule{}, err
+	}
+	for _, r := range rules {
+		if (r.Verb == "" || r.Verb == call.Verb) && (r.Call == 0 || r.Call == call.Number) && (r.Pod == "" || r.Pod == call.Pod) {
+			rule = r
+			break
+		}
+	}
+	call.Do = rule.Do
+	return rule, appendCall(dir, call)
+}
+
+func readRules(dir string) ([]Rule, error) {
+	text, err := os.ReadFile(filepath.Join(dir, rulesFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var rules []Rule
+	if err := json.Unmarshal(text, &rules); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", rulesFile, err)
+	}
+	return rules, nil
+}
+
+func appendCall(dir string, call Call) error {
+	text, err := json.Marshal(call)
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(filepath.Join(dir, callsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := file.Write(append(text, '\n')); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	return file.Close()
+}
