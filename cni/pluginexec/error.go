@@ -48,11 +48,11 @@ func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "plugin %s: ", e.Path)
 	switch {
-	case e.Kind == ErrStart:
+	case errors.Is(e.Kind, ErrStart):
 		fmt.Fprintf(&b, "cannot be started: %v", e.Cause)
-	case e.Kind == ErrOutput:
+	case errors.Is(e.Kind, ErrOutput):
 		fmt.Fprintf(&b, "killed: %v", e.Cause)
-	case e.Kind == ErrTimeout || e.Kind == ErrCanceled:
+	case errors.Is(e.Kind, ErrTimeout), errors.Is(e.Kind, ErrCanceled):
 		fmt.Fprintf(&b, "%v, stopped after %s: %v", e.Kind, e.Elapsed.Round(time.Millisecond), e.Cause)
 	case e.Signal != 0:
 		fmt.Fprintf(&b, "ended by signal %d (%v)", int(e.Signal), e.Signal)
