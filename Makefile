@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration lint bench demo clean
+.PHONY: help build tools test unit integration critest lint bench demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ else
 	@integration/tools/build node
 	$(GO) test -race -timeout 30m ./integration/...
 endif
+
+critest: build ## run the CRI conformance tests at containerd and through crinetd, and compare (root)
+	@integration/tools/build node critest
+	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/critest
 
 lint: ## check the format, go vet, golangci-lint
 	@integration/tools/build lint

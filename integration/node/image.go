@@ -16,10 +16,10 @@ import (
 // The images that every node has. There is no registry: they are made here, as
 // an archive in the OCI image layout.
 const (
-	PauseImage   = "registry.k8s.io/pause:3.10"
-	BusyboxImage = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
-	NginxImage   = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
-	HostnetImage = "gcr.io/k8s-staging-cri-tools/hostnet-nginx-amd64:latest"
+	PauseImage   = "crinet.test/pause:3.10"
+	BusyboxImage = "crinet.test/e2e-test-images/busybox:1.29-2"
+	NginxImage   = "crinet.test/e2e-test-images/nginx:1.14-2"
+	HostnetImage = "crinet.test/k8s-staging-cri-tools/hostnet-nginx-amd64:latest"
 	// TestImage holds /nodetest and busybox; see integration/testimage for
 	// what nodetest does. Without a command it serves HTTP on port 80.
 	TestImage = "crinet.test/nodetest:latest"
