@@ -31,6 +31,9 @@ type Attachment struct {
 	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
 	// Result is what ADD returned, in the list's CNI version; empty before.
 	Result json.RawMessage `json:"result,omitempty"`
+	// Note is the caller's; SetUpPod keeps it in libcni's cache, for the case that
+	// the cache is all that is left. It must be JSON, and is not stored itself.
+	Note json.RawMessage `json:"-"`
 }
 
 // list parses the attachment's configuration list.
@@ -44,9 +47,12 @@ func (a *Attachment) list() (*libcni.NetworkConfigList, error) {
 
 // runtimeConf gives the attachment's arguments in libcni's form.
 func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
-	capabilities := make(map[string]any, len(a.CapabilityArgs))
+	capabilities := make(map[string]any, len(a.CapabilityArgs)+1)
 	for name, value := range a.CapabilityArgs {
 		capabilities[name] = value
+	}
+	if len(a.Note) > 0 {
+		capabilities[noteCapability] = a.Note
 	}
 	return &libcni.RuntimeConf{
 		ContainerID:    a.ContainerID,

@@ -58,9 +58,14 @@ func pluginError(path string, stdout []byte, err error) error {
 	return fmt.Errorf("plugin %s: %w", filepath.Base(path), &said)
 }
 
-// FindInPath finds the first executable with the plugin's name. The name comes
-// from a file, so that one with a path in it is refused.
+// FindInPath is FindPlugin for libcni.
 func (e *execAdapter) FindInPath(plugin string, dirs []string) (string, error) {
+	return FindPlugin(plugin, dirs)
+}
+
+// FindPlugin returns the path of the first executable with the plugin's name.
+// The name comes from a file, so that one with a path in it is refused.
+func FindPlugin(plugin string, dirs []string) (string, error) {
 	if plugin == "" || plugin != filepath.Base(plugin) || plugin == "." || plugin == ".." {
 		return "", fmt.Errorf("plugin type %q is not a file name", plugin)
 	}

@@ -5,12 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/crinet-project/crinet/config"
@@ -20,7 +21,7 @@ import (
 // it.
 const Name = "cni"
 
-// Config is what a [Plugin] works with. All fields are required.
+// Config is what a [Plugin] works with. All fields but Ready are required.
 type Config struct {
 	// BinDirs are searched in order for plugin binaries (--cni-bin-dir).
 	BinDirs []string
@@ -31,16 +32,31 @@ type Config struct {
 	// Selected returns the network that new pods get, or why there is none. It
 	// answers from memory.
 	Selected func() (*config.Network, error)
+	// PodCIDRs returns the node's pod CIDRs, none while they are not known. It
+	// answers from memory.
+	PodCIDRs func() []netip.Prefix
+	// Ready, which may be nil, says what else a network lacks before pods can
+	// be added to it. It answers from memory.
+	Ready func(*config.Network) error
+	// StatusGrace is how long the STATUS of a network that was good may fail
+	// before it counts (--cni-status-grace).
+	StatusGrace time.Duration
+	// MaxChains bounds how many chains run ADD, DEL or CHECK at once
+	// (--cni-max-chains); 0 sets no bound.
+	MaxChains int
 	// Runner runs the binaries.
 	Runner Runner
+	Log    *slog.Logger
 }
 
-// Plugin is the CNI network plugin. It has no state of its own and may be used
-// from many goroutines.
+// Plugin is the CNI network plugin. Its only state is what [Plugin.RunStatus]
+// found out; it may be used from many goroutines.
 type Plugin struct {
 	config Config
 	libcni *libcni.CNIConfig
 	exec   *execAdapter
+	status *statusWatch
+	chains limit
 }
 
 // New returns a CNI network plugin.
@@ -50,6 +66,8 @@ func New(c Config) *Plugin {
 		config: c,
 		libcni: libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, exec),
 		exec:   exec,
+		status: newStatusWatch(),
+		chains: newLimit(c.MaxChains),
 	}
 }
 
@@ -59,15 +77,36 @@ func (p *Plugin) Name() string { return Name }
 // Status returns nil when new pods can get a network, or why they cannot. It
 // answers from memory and never runs a plugin.
 func (p *Plugin) Status() error {
-	_, err := p.config.Selected()
-	return err
+	network, err := p.network()
+	if err != nil {
+		return err
+	}
+	if p.config.Ready != nil {
+		if err := p.config.Ready(network); err != nil {
+			return fmt.Errorf("network %q: %w", network.Name, err)
+		}
+	}
+	return p.statusError(network.Name)
+}
+
+// network is the selected network, if what crinetd has to give it is there.
+func (p *Plugin) network() (*config.Network, error) {
+	network, err := p.config.Selected()
+	if err != nil {
+		return nil, err
+	}
+	if network.NeedsPodCIDR && len(p.config.PodCIDRs()) == 0 {
+		return nil, fmt.Errorf("network %q (%s) takes its addresses from the node's pod CIDR, which is not known: "+
+			"the kubelet has not told it yet (UpdateRuntimeConfig), and --pod-cidr is not set", network.Name, network.File)
+	}
+	return network, nil
 }
 
 // Plan completes an attachment with the network that is selected now: its name,
 // its configuration list, and of the capability args those that the list
 // declares. Nothing has happened on the node when it returns.
 func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
-	network, err := p.config.Selected()
+	network, err := p.network()
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +126,11 @@ func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (json.RawMessage, 
 	if err != nil {
 		return nil, err
 	}
+	leave, err := p.chains.enter(ctx)
+	if err != nil {
+		return nil, failed("ADD", a, err)
+	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	result, err := p.libcni.AddNetworkList(ctx, list, a.runtimeConf())
@@ -113,6 +157,11 @@ func (p *Plugin) CheckPod(ctx context.Context, a *Attachment) error {
 	if list.DisableCheck || !atLeast(list.CNIVersion, "0.4.0") {
 		return nil
 	}
+	leave, err := p.chains.enter(ctx)
+	if err != nil {
+		return failed("CHECK", a, err)
+	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	for _, plugin := range list.Plugins {
@@ -133,24 +182,10 @@ func (p *Plugin) NetworkStatus(ctx context.Context, network *config.Network) err
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	if err := p.libcni.GetStatusNetworkList(ctx, list); err != nil {
-		return fmt.Errorf("network %q: STATUS: %w", network.Name, err)
-	}
-	return nil
-}
-
-// GC runs GC over the chain of a network with the attachments that are still
-// valid (CNI spec 1.1.0, section GC). libcni also runs DEL for what its cache
-// holds of that network and valid does not name, for older versions as well.
-// The caller sees to it that no ADD of the network is under way.
-func (p *Plugin) GC(ctx context.Context, network *config.Network, valid []types.GCAttachment) error {
-	list, err := libcni.NetworkConfFromBytes(network.ConfList)
-	if err != nil {
-		return fmt.Errorf("network %q: %w", network.Name, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
-	defer cancel()
-	if err := p.libcni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
-		return fmt.Errorf("network %q: GC: %w", network.Name, err)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("not answered in time (--cni-timeout is %v), plugin killed: %w", p.config.Timeout, err)
+		}
+		return explainStatus(network.Name, err)
 	}
 	return nil
 }
@@ -160,6 +195,10 @@ func (p *Plugin) explain(ctx context.Context, verb string, a *Attachment, err er
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("not done in time (--cni-timeout is %v), plugin killed: %w", p.config.Timeout, err)
 	}
+	return failed(verb, a, err)
+}
+
+func failed(verb string, a *Attachment, err error) error {
 	return fmt.Errorf("network %q: %s of sandbox %s: %w", a.Network, verb, a.ContainerID, err)
 }
 

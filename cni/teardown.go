@@ -21,14 +21,21 @@ func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
 	if err != nil {
 		return err
 	}
+	leave, err := p.chains.enter(ctx)
+	if err != nil {
+		return failed("DEL", a, err)
+	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	var errs []error
+	released := p.releaseLeases(ctx, list, a)
 	for i := len(list.Plugins) - 1; i >= 0; i-- {
 		errs = append(errs, p.call(ctx, "DEL", list, list.Plugins[i], a))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return p.explain(ctx, "DEL", a, err)
+		// What the chain's DEL made up for is no error.
+		return p.explain(ctx, "DEL", a, errors.Join(err, released))
 	}
 	// A list without plugins has nobody to call: libcni only forgets its cache
 	// entry.
@@ -36,16 +43,43 @@ func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
 	return p.libcni.DelNetworkList(ctx, empty, a.runtimeConf())
 }
 
+// dhcp is the IPAM plugin whose DEL must come while the interface is there.
+const dhcp = "dhcp"
+
+// releaseLeases runs the DEL of the IPAM plugin dhcp before that of the chain.
+// Reference plugins call it themselves, but bridge does so when it has removed
+// the interface that the lease would be given back through, so that the server
+// keeps each pod's lease until it expires (containernetworking/plugins#791).
+// The plugins' second call finds the lease given back (DEL is idempotent).
+func (p *Plugin) releaseLeases(ctx context.Context, list *libcni.NetworkConfigList, a *Attachment) error {
+	if a.NetNS == "" {
+		return nil // and the interface with it
+	}
+	var errs []error
+	for _, plugin := range list.Plugins {
+		if plugin.Network.IPAM.Type == dhcp {
+			errs = append(errs, p.callType(ctx, "DEL", dhcp, list, plugin, a))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // call runs one plugin of an attachment's chain with a verb that prints no
 // result.
 func (p *Plugin) call(ctx context.Context, verb string, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) error {
-	path, err := p.exec.FindInPath(plugin.Network.Type, p.config.BinDirs)
+	return p.callType(ctx, verb, plugin.Network.Type, list, plugin, a)
+}
+
+// callType is call for a plugin that gets another one's configuration, as an
+// IPAM plugin does.
+func (p *Plugin) callType(ctx context.Context, verb, typ string, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) error {
+	path, err := p.exec.FindInPath(typ, p.config.BinDirs)
 	if err != nil {
 		return err
 	}
 	stdin, err := p.stdin(list, plugin, a)
 	if err != nil {
-		return fmt.Errorf("plugin %s: configuration: %w", plugin.Network.Type, err)
+		return fmt.Errorf("plugin %s: configuration: %w", typ, err)
 	}
 	return invoke.ExecPluginWithoutResult(ctx, path, stdin, &invoke.Args{
 		Command:     verb,

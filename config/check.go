@@ -49,6 +49,14 @@ func (r *raw) checkNumbers() error {
 		return &UsageError{"--network-plugin-mtu", strconv.Itoa(r.NetworkPluginMTU), fmt.Sprintf("want 0, or %d to %d", minMTU, maxMTU)}
 	case r.CNITimeout <= 0:
 		return &UsageError{"--cni-timeout", r.CNITimeout.String(), "want more than 0s"}
+	case r.CNIStatusGrace < 0:
+		return &UsageError{"--cni-status-grace", r.CNIStatusGrace.String(), "want 0s or more"}
+	case r.CNIGCInterval < 0:
+		return &UsageError{"--cni-gc-interval", r.CNIGCInterval.String(), "want 0s or more"}
+	case r.CNIMaxChains < 0:
+		return &UsageError{"--cni-max-chains", strconv.Itoa(r.CNIMaxChains), "want 0 or more"}
+	case r.ShutdownGrace < 0:
+		return &UsageError{"--shutdown-grace", r.ShutdownGrace.String(), "want 0s or more"}
 	case r.Verbosity < 0 || r.Verbosity > maxVerbosity:
 		return &UsageError{"-v", strconv.Itoa(r.Verbosity), fmt.Sprintf("want 0 to %d", maxVerbosity)}
 	}

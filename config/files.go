@@ -23,6 +23,9 @@ const (
 // crinet's to write and never a network.
 const OwnFile = "00-crinet.conflist"
 
+// confSuffixes are the ends of configuration files' names, as libcni has them.
+func confSuffixes() []string { return []string{".conf", ".conflist", ".json"} }
+
 // Dir is what a conf dir holds. Err is set if it could not be listed;
 // fs.ErrNotExist means that there is none.
 type Dir struct {
@@ -45,7 +48,7 @@ type File struct {
 // dotfiles and OwnFile. Nothing in the directory makes it block.
 func ReadDir(path string) *Dir {
 	budget := maxTotal
-	dir, folders := readDir(path, []string{".conf", ".conflist", ".json"}, &budget)
+	dir, folders := readDir(path, confSuffixes(), &budget)
 	dir.Folders = map[string]*Dir{}
 	for _, name := range folders {
 		dir.Folders[name], _ = readDir(filepath.Join(path, name), []string{".conf"}, &budget)

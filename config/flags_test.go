@@ -21,6 +21,7 @@ func defaults() *Options {
 		CNIConfDir:               "/etc/cni/net.d",
 		CNICacheDir:              "/var/lib/cni/cache",
 		CNITimeout:               time.Minute,
+		CNIStatusGrace:           time.Minute,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
 		ImageServiceEndpoint:     "unix:///run/containerd/containerd.sock",
 		RuntimeCNIConfDir:        "/etc/cni/net.d",
@@ -72,6 +73,7 @@ func TestParse(t *testing.T) {
 		{"--hostport plugin --hostport-conflict warn --hairpin-mode none", func(o *Options) {
 			o.HostPort, o.HostPortConflict, o.HairpinMode = "plugin", "warn", "none"
 		}},
+		{"--cni-status-grace 0", func(o *Options) { o.CNIStatusGrace = 0 }},
 		{"--hostport off --cni-timeout 90s", func(o *Options) { o.HostPort, o.CNITimeout = "off", 90*time.Second }},
 		{"--metrics-bind-address [::1]:9300 -v 10 --log-format json", func(o *Options) {
 			o.MetricsBindAddress, o.Verbosity, o.LogFormat = "[::1]:9300", 10, "json"
@@ -139,6 +141,7 @@ func TestParseWrong(t *testing.T) {
 		{"--pod-cidr=10.0.0.0/24,fd01::/64,10.1.0.0/24", "--pod-cidr", "10.0.0.0/24,fd01::/64,10.1.0.0/24", "one of IPv4 and one of IPv6"},
 		{"--cni-timeout=0", "--cni-timeout", "0s", "more than 0s"},
 		{"--cni-timeout=-1s", "--cni-timeout", "-1s", "more than 0s"},
+		{"--cni-status-grace=-1s", "--cni-status-grace", "-1s", "0s or more"},
 		{"--cni-timeout=60", "--cni-timeout", "60", "a time such as"},
 		{"--container-runtime-endpoint=tcp://127.0.0.1:1", "--container-runtime-endpoint", "tcp://127.0.0.1:1", "unix socket"},
 		{"--container-runtime-endpoint=unix://run/x", "--container-runtime-endpoint", "unix://run/x", "unix socket"},

@@ -34,6 +34,9 @@ func (r *raw) groups() []group {
 	pods.IntVar(&r.NetworkPluginMTU, "network-plugin-mtu", 0, "`BYTES` The MTU that is passed to plugins whose configuration has none; 0 passes none.")
 	pods.StringVar(&r.podCIDR, "pod-cidr", "", "`CIDR` The node's pod addresses, where nobody calls UpdateRuntimeConfig: one CIDR, or one of IPv4 and one of IPv6 separated by a comma.")
 	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take; then they are killed.")
+	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long a network that was ready may fail its STATUS (CNI 1.1) before the node is not ready; 0s is at once.")
+	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many runs of networks' plugins there may be at once; others wait, first come, first served. 0 sets no bound.")
+	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often networks of pods that are gone are looked for, and plugins are told to (CNI 1.1, GC), besides at the start; 0s is never.")
 
 	runtime.StringVar(&r.ContainerRuntimeEndpoint, "container-runtime-endpoint", "unix:///run/containerd/containerd.sock", "`SOCKET` The runtime's CRI socket, as a unix:// URL or an absolute path.")
 	runtime.StringVar(&r.ImageServiceEndpoint, "image-service-endpoint", "", "`SOCKET` The socket of CRI's image service, if it is not --container-runtime-endpoint.")
@@ -46,6 +49,7 @@ func (r *raw) groups() []group {
 	ports.StringVar(&r.HostPortConflict, "hostport-conflict", ConflictRefuse, "`WHAT` What becomes of a pod whose hostPort a process of the node listens on: refuse or warn.")
 	ports.StringVar(&r.HairpinMode, "hairpin-mode", HairpinVeth, "`MODE` Lets a pod on a Linux bridge reach itself through its hostPort or Service: hairpin-veth or none.")
 
+	daemon.DurationVar(&r.ShutdownGrace, "shutdown-grace", 30*time.Second, "`TIME` How long calls under way may take to finish when crinetd is told to end; then they are cut off, and undone at the next start.")
 	daemon.StringVar(&r.MetricsBindAddress, "metrics-bind-address", "", "`HOST:PORT` Where Prometheus metrics are served over TCP. They are always on admin.sock.")
 	daemon.IntVarP(&r.Verbosity, "v", "v", 2, "`LEVEL` How much is logged, 0 to 10.")
 	daemon.StringVar(&r.LogFormat, "log-format", LogText, "`FORMAT` The form of the log: text or json.")

@@ -49,6 +49,9 @@ type Options struct {
 	NetworkPluginMTU int            // bytes; 0 leaves it to the plugins
 	PodCIDRs         []netip.Prefix // none, one, or one of each IP family
 	CNITimeout       time.Duration  // one run of a plugin chain
+	CNIStatusGrace   time.Duration  // how long STATUS may fail before it counts
+	CNIGCInterval    time.Duration  // between garbage collections; 0 for none
+	CNIMaxChains     int            // plugin chains at once; 0 for no bound
 
 	ContainerRuntimeEndpoint string
 	ImageServiceEndpoint     string
@@ -56,6 +59,9 @@ type Options struct {
 	RuntimeCNIBinDir         string
 	RunDir                   string
 	StateDir                 string
+
+	// ShutdownGrace is how long calls under way get to finish at the end.
+	ShutdownGrace time.Duration
 
 	HostPort         string
 	HairpinMode      string

@@ -38,6 +38,7 @@ type parsed struct {
 type parsedPlugin struct {
 	typ, ipam    string
 	capabilities []string        // declared ones, sorted
+	needsPodCIDR bool            // see Network.NeedsPodCIDR
 	raw          json.RawMessage // compact
 }
 
@@ -229,12 +230,30 @@ func (s source) plugin(raw []byte, at int) (parsedPlugin, *libcni.PluginConfig, 
 		}
 	}
 	slices.Sort(pl.capabilities)
+	pl.needsPodCIDR = pl.ipam == hostLocal && slices.Contains(pl.capabilities, "ipRanges") && !hasRanges(raw)
 	for _, typ := range []string{pl.typ, pl.ipam} {
 		if strings.ContainsAny(typ, "/\x00") || typ == "." || typ == ".." {
 			return parsedPlugin{}, nil, s.errorf(at, "plugin type %.80q is no file name", typ)
 		}
 	}
 	return pl, conf, nil
+}
+
+// hostLocal is the type of the IPAM plugin that takes ranges from its
+// configuration and from the capability ipRanges.
+const hostLocal = "host-local"
+
+// hasRanges says whether a plugin's configuration names addresses for
+// host-local: the range of old, or lists of ranges.
+func hasRanges(raw json.RawMessage) bool {
+	var conf struct {
+		IPAM struct {
+			Subnet string            `json:"subnet"`
+			Ranges []json.RawMessage `json:"ranges"`
+		} `json:"ipam"`
+	}
+	// What has another form is host-local's to refuse.
+	return json.Unmarshal(raw, &conf) != nil || conf.IPAM.Subnet != "" || len(conf.IPAM.Ranges) > 0
 }
 
 func (s source) checkName(name string, at int) *fileError {

@@ -102,6 +102,7 @@ func (p *parsed) network(plugins *probe.Plugins, opts ScanOptions) (n *Network, 
 		found, _ := plugins.Find(pl.typ)
 		n.Plugins = append(n.Plugins, NetworkPlugin{Type: pl.typ, Path: found.Path, IPAM: pl.ipam, Capabilities: pl.capabilities})
 		n.Capabilities = append(n.Capabilities, pl.capabilities...)
+		n.NeedsPodCIDR = n.NeedsPodCIDR || pl.needsPodCIDR
 	}
 	slices.Sort(n.Capabilities)
 	n.Capabilities = slices.Compact(n.Capabilities)

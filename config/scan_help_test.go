@@ -72,6 +72,9 @@ func dump(s *Snapshot, binDir string) string {
 		if len(n.Capabilities) > 0 {
 			fmt.Fprintf(&b, " can %s", strings.Join(n.Capabilities, ","))
 		}
+		if n.NeedsPodCIDR {
+			b.WriteString(" NEEDS-CIDR")
+		}
 		if n.Stale != "" {
 			b.WriteString(" STALE")
 		}

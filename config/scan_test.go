@@ -154,6 +154,21 @@ func TestScanPlugins(t *testing.T) {
 				"duplicate[a] conf/3.conf: has the network name a, as 2.conflist before it\n"},
 		{"capabilities", files{"1.conflist": one("a", "1.0.0", `{"type":"bridge","capabilities":{"mac":true,"ips":false,"dns":true}},{"type":"portmap","capabilities":{"portMappings":true,"mac":true}}`)},
 			"1.conflist: a 1.0.0 bridge(dns,mac) portmap(mac,portMappings) can dns,mac,portMappings\n"},
+		{"who needs the pod CIDR", files{
+			"1.conflist": one("a", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local"}},{"type":"portmap"}`),
+			"2.conflist": one("b", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local","ranges":[]}}`),
+			"3.conflist": one("c", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local","subnet":"10.0.0.0/8"}}`),
+			"4.conflist": one("d", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.0.0/8"}]]}}`),
+			"5.conflist": one("e", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":false},"ipam":{"type":"host-local"}}`),
+			"6.conflist": one("f", "1.0.0", `{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"dhcp"}}`),
+			"7.conf":     `{"name":"g","cniVersion":"1.0.0","type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local","dataDir":"/x"}}`},
+			"1.conflist: a 1.0.0 bridge+host-local(ipRanges) portmap can ipRanges NEEDS-CIDR\n" +
+				"2.conflist: b 1.0.0 bridge+host-local(ipRanges) can ipRanges NEEDS-CIDR\n" +
+				"3.conflist: c 1.0.0 bridge+host-local(ipRanges) can ipRanges\n" +
+				"4.conflist: d 1.0.0 bridge+host-local(ipRanges) can ipRanges\n" +
+				"5.conflist: e 1.0.0 bridge+host-local\n" +
+				"6.conflist: f 1.0.0 bridge+dhcp(ipRanges) can ipRanges\n" +
+				"7.conf: g 1.0.0 bridge+host-local(ipRanges) can ipRanges NEEDS-CIDR\n"},
 		{"keys that come twice or in another case", files{"1.conflist": `{"name":"x","name":"a","cniVersion":"1.0.0","plugins":[{"type":"bridge","Type":"loopback"},{"Type":"loopback","type":"portmap"}]}`},
 			"1.conflist: a 1.0.0 bridge portmap\n"},
 	})

@@ -26,6 +26,10 @@ type Network struct {
 	// ConfList is the network as a CNI configuration list with every plugin
 	// inlined, for libcni.NetworkConfFromBytes. It must not be written to.
 	ConfList []byte
+	// NeedsPodCIDR: a plugin declares the capability ipRanges and its host-local
+	// IPAM has no subnet or ranges of its own, so that there are no addresses
+	// before the node's pod CIDR is known.
+	NeedsPodCIDR bool
 	// Stale says why the file is not read any more while this, its last good
 	// version, is used; empty if the network is what the file says.
 	Stale string

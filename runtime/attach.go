@@ -11,6 +11,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/runtime/cnihook"
+	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -37,12 +38,17 @@ func (m *Manager) Add(ctx context.Context, call *cnihook.Call) ([]byte, error) {
 	life.attach(key)
 
 	life.begin(StepPlugin, m.now())
+	end, err := m.gates.add(ctx, record.Attachment.Network)
+	if err != nil {
+		return nil, m.abandon(ctx, record, err)
+	}
+	defer end()
 	if err := m.setUp(ctx, record); err != nil {
 		return nil, m.abandon(ctx, record, err)
 	}
 	record.State = journal.Attached
 	record.Steps = life.end(m.now())
-	if err := errors.Join(m.Journal.Put(record), callerGone(ctx)); err != nil {
+	if err := errors.Join(m.put(record), callerGone(ctx)); err != nil {
 		return nil, m.abandon(ctx, record, err)
 	}
 	m.Log.Info("pod networked", "pod", record.Pod, "sandbox", key.ContainerID,
@@ -75,6 +81,10 @@ func (m *Manager) prepare(ctx context.Context, key journal.Key, call *cnihook.Ca
 	if err != nil {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "runtimeConfig", err.Error())
 	}
+	ports, err := m.hostPorts(call)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, "hostPorts", err.Error())
+	}
 	attachment, err := m.Plugin.Plan(cni.Attachment{
 		ContainerID: call.ContainerID, NetNS: call.NetNS, IfName: call.IfName,
 		Args: call.Args, CapabilityArgs: capabilities,
@@ -84,15 +94,18 @@ func (m *Manager) prepare(ctx context.Context, key journal.Key, call *cnihook.Ca
 	}
 	record := &journal.Record{
 		State: journal.Attaching, Plugin: m.Plugin.Name(), Pod: pod, Attachment: *attachment,
-		BootID: m.BootID, Created: m.now().UTC(),
+		HostPorts: ports, BootID: m.BootID, Created: m.now().UTC(),
 	}
-	if err := m.Journal.Put(record); err != nil {
+	if record.Attachment.Note, err = note(record); err != nil {
+		return nil, err
+	}
+	if err := m.put(record); err != nil {
 		return nil, tryAgainLater(fmt.Errorf("cannot journal the pod's network, so it gets none: %w", err))
 	}
 	return record, nil
 }
 
-// setUp calls the plugin.
+// setUp calls the plugin, and makes the pod reachable by its hostPorts.
 func (m *Manager) setUp(ctx context.Context, r *journal.Record) error {
 	start := m.now()
 	result, err := m.Plugin.SetUpPod(ctx, &r.Attachment)
@@ -101,7 +114,20 @@ func (m *Manager) setUp(ctx context.Context, r *journal.Record) error {
 		return err
 	}
 	r.Attachment.Result = result
+	if err := m.hairpin(ctx, r); err != nil {
+		m.Log.Warn("the pod may not reach itself by its hostPorts and Services: no hairpin mode", "pod", r.Pod, "err", err)
+	}
+	if err := m.mapPorts(ctx, r); err != nil {
+		return err
+	}
 	return callerGone(ctx)
+}
+
+// hairpin lets the pod reach itself.
+func (m *Manager) hairpin(ctx context.Context, r *journal.Record) error {
+	failpoint.Hit("hairpin", "set", failpoint.Before)
+	defer failpoint.Hit("hairpin", "set", failpoint.After)
+	return m.Hairpin(ctx, r.Attachment.NetNS, r.Attachment.IfName)
 }
 
 // callerGone says that the runtime does not wait any more: nobody would take the
@@ -141,25 +167,35 @@ func isNetNS(path string) bool {
 	return path != "" && unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
 }
 
-// addresses are those of a CNI result, for people.
+// addresses are those that a CNI result gives the sandbox, with their prefix
+// lengths. Addresses of interfaces on the node are left out.
 func addresses(result json.RawMessage) []string {
 	var r struct {
-		IPs []struct{ Address string } `json:"ips"`
-		IP4 *struct{ IP string }       `json:"ip4"` // before CNI 0.3.0
-		IP6 *struct{ IP string }       `json:"ip6"`
+		Interfaces []struct {
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+		IPs []struct {
+			Address   string `json:"address"`
+			Interface *int   `json:"interface"`
+		} `json:"ips"`
+		IP4, IP6 struct { // before CNI 0.3.0
+			IP string `json:"ip"`
+		}
 	}
 	if json.Unmarshal(result, &r) != nil {
 		return nil
 	}
 	var all []string
 	for _, ip := range r.IPs {
-		all = append(all, ip.Address)
+		i := ip.Interface
+		if i == nil || *i < 0 || *i >= len(r.Interfaces) || r.Interfaces[*i].Sandbox != "" {
+			all = append(all, ip.Address)
+		}
 	}
-	if r.IP4 != nil {
-		all = append(all, r.IP4.IP)
-	}
-	if r.IP6 != nil {
-		all = append(all, r.IP6.IP)
+	for _, old := range []string{r.IP4.IP, r.IP6.IP} {
+		if old != "" {
+			all = append(all, old)
+		}
 	}
 	return all
 }

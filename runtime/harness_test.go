@@ -46,7 +46,7 @@ func (p *fakePlugin) Plan(a cni.Attachment) (*cni.Attachment, error) {
 }
 
 func (p *fakePlugin) SetUpPod(ctx context.Context, a *cni.Attachment) (json.RawMessage, error) {
-	if err := p.call("ADD "+a.ContainerID, p.setUp, ctx, a); err != nil {
+	if err := p.call(ctx, "ADD", a, p.setUp); err != nil {
 		return nil, err
 	}
 	return json.RawMessage(testResult), nil
@@ -56,11 +56,11 @@ func (p *fakePlugin) TearDownPod(ctx context.Context, a *cni.Attachment) error {
 	p.mu.Lock()
 	p.seen = append(p.seen, *a)
 	p.mu.Unlock()
-	return p.call("DEL "+a.ContainerID, p.tear, ctx, a)
+	return p.call(ctx, "DEL", a, p.tear)
 }
 
 func (p *fakePlugin) CheckPod(ctx context.Context, a *cni.Attachment) error {
-	return p.call("CHECK "+a.ContainerID, nil, ctx, a)
+	return p.call(ctx, "CHECK", a, nil)
 }
 
 func (p *fakePlugin) Status() error {
@@ -69,9 +69,9 @@ func (p *fakePlugin) Status() error {
 	return p.unready
 }
 
-func (p *fakePlugin) call(what string, f func(context.Context, *cni.Attachment) error, ctx context.Context, a *cni.Attachment) error {
+func (p *fakePlugin) call(ctx context.Context, verb string, a *cni.Attachment, f func(context.Context, *cni.Attachment) error) error {
 	p.mu.Lock()
-	p.calls = append(p.calls, what)
+	p.calls = append(p.calls, verb+" "+a.ContainerID)
 	p.mu.Unlock()
 	if f == nil {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
 	"github.com/crinet-project/crinet/runtime/proxy"
@@ -28,11 +29,19 @@ func (m *Manager) RunPodSandbox(ctx context.Context, request []byte, next proxy.
 		return nil, status.Errorf(codes.FailedPrecondition, "pod %s: network not ready: %v", pod, err)
 	}
 
+	release, err := m.reserve(ctx, pod, req.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
 	life := new(lifecycle)
 	remove := m.calls.add(pod, life)
 	defer remove()
 	life.begin(StepCreate, m.now())
+	failpoint.Hit("forward", "RunPodSandbox", failpoint.Before)
 	response, err := next(ctx, request)
+	failpoint.Hit("forward", "RunPodSandbox", failpoint.After)
 	if err != nil {
 		m.afterFailure(ctx, pod, life, err)
 		return nil, err
@@ -71,9 +80,12 @@ func (m *Manager) afterStart(ctx context.Context, pod journal.Pod, life *lifecyc
 		return // a sandbox that was removed as soon as it ran
 	}
 	r.Steps = steps
+	failpoint.Hit("journal", "steps", failpoint.Before)
 	written := m.Journal.PutLater(r)
 	go func() {
-		if err := <-written; err != nil {
+		err := <-written
+		failpoint.Hit("journal", "steps", failpoint.After)
+		if err != nil {
 			log.Warn("the steps' times are not kept", "err", err)
 		}
 	}()

@@ -72,7 +72,7 @@ func (m *Manager) setNetworkReady(s *runtimeapi.RuntimeStatus) {
 		}
 		return
 	}
-	condition.Status, condition.Reason, condition.Message = err == nil, "", ""
+	condition.Status, condition.Reason, condition.Message = err == nil, "", m.Notice()
 	if err != nil {
 		condition.Reason, condition.Message = notReadyReason, err.Error()
 	}

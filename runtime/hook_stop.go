@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/proxy"
 )
 
@@ -15,7 +16,9 @@ import (
 // it; when it has answered, the pod's network is gone, or the caller gets an
 // error and calls again.
 func (m *Manager) StopPodSandbox(ctx context.Context, request []byte, next proxy.Forward) ([]byte, error) {
+	failpoint.Hit("forward", "StopPodSandbox", failpoint.Before)
 	response, err := next(ctx, request)
+	failpoint.Hit("forward", "StopPodSandbox", failpoint.After)
 	if err != nil {
 		return nil, err
 	}

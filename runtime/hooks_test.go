@@ -257,6 +257,10 @@ func TestStatusConditionIsCrinets(t *testing.T) {
 	check("ready, the runtime has no opinion", n.status(t, false, statusResponse(t, runtimeReady)),
 		&runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true})
 
+	n.Notice = func() string { return "10-broken.conf: no JSON" }
+	check("ready, with a notice", n.status(t, false, upstream), &runtimeapi.RuntimeCondition{
+		Type: runtimeapi.NetworkReady, Status: true, Message: "10-broken.conf: no JSON",
+	})
 	n.plugin.unready = errors.New("no network named x")
 	want := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Reason: "NetworkPluginNotReady", Message: "no network named x"}
 	check("not ready", n.status(t, false, statusResponse(t, runtimeReady, &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true})), want)

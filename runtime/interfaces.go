@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -45,4 +46,15 @@ type Sandboxes interface {
 	List(context.Context) (map[string]bool, error)
 	// Has says whether the runtime has a sandbox.
 	Has(ctx context.Context, id string) (bool, error)
+}
+
+// HostPorts maps the hostPorts of pods (package hostport).
+type HostPorts interface {
+	// Reserve holds a pod's ports while its sandbox is in the making, or says
+	// who has them.
+	Reserve(context.Context, hostport.Pod) (*hostport.Reservation, error)
+	// Map maps the ports of a sandbox that has addresses.
+	Map(context.Context, hostport.Pod) error
+	// Unmap takes the mappings of a sandbox away. It may be called again.
+	Unmap(ctx context.Context, sandboxID string) error
 }

@@ -10,6 +10,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/journal"
 	"github.com/crinet-project/crinet/runtime/proxy"
 )
@@ -33,10 +34,22 @@ type Config struct {
 	// BootID is the kernel's boot id. An attachment of another boot has lost its
 	// network namespace.
 	BootID string
-	// PortMappings says whether portMappings go to the plugin.
+	// HostPorts maps hostPorts; nil when crinetd does not.
+	HostPorts HostPorts
+	// PortMappings says whether portMappings go to the plugin instead.
 	PortMappings bool
-	PodCIDRs     *PodCIDRs
-	Metrics      *Metrics
+	// Hairpin lets a pod on a Linux bridge reach itself through the node; nil
+	// leaves that to the plugin.
+	Hairpin  func(ctx context.Context, netns, ifName string) error
+	PodCIDRs *PodCIDRs
+	// Collector and GCInterval say how and how often garbage is collected; never
+	// without either. Collector is also what a lost journal is rebuilt from.
+	Collector  Collector
+	GCInterval time.Duration
+	// Notice is what an operator should know although the network is ready; it
+	// becomes the message of NetworkReady. It answers from memory. Optional.
+	Notice  func() string
+	Metrics *Metrics
 }
 
 // Manager manages the networks of all sandboxes of the node.
@@ -45,6 +58,7 @@ type Manager struct {
 	plugins map[string]NetworkPlugin
 	locks   locks
 	calls   calls
+	gates   gates
 	undo    *undoQueue
 	removed recentKeys
 	now     func() time.Time
@@ -53,6 +67,12 @@ type Manager struct {
 // New returns a manager. Its Run must be called for it to retry and reconcile.
 func New(c Config) *Manager {
 	m := &Manager{Config: c, plugins: make(map[string]NetworkPlugin), now: time.Now}
+	if m.Notice == nil {
+		m.Notice = func() string { return "" }
+	}
+	if m.Hairpin == nil {
+		m.Hairpin = func(context.Context, string, string) error { return nil }
+	}
 	for _, p := range c.Plugins {
 		m.plugins[p.Name()] = p
 	}
@@ -76,14 +96,14 @@ func (m *Manager) detach(ctx context.Context, r *journal.Record) error {
 	m.Metrics.plugin("DEL", err, m.now().Sub(start))
 	if err != nil {
 		r.State, r.Tries, r.LastError = journal.Detaching, r.Tries+1, err.Error()
-		if putErr := m.Journal.Put(r); putErr != nil {
+		if putErr := m.put(r); putErr != nil {
 			log.Error("cannot journal that the pod's network is still to be removed; it is tried again all the same", "err", putErr)
 		}
 		m.undo.add(r)
 		return fmt.Errorf("the pod's network cannot be removed, which will be tried again: %w", err)
 	}
 	m.removed.add(r.Key())
-	if err := m.Journal.Delete(r.Key()); err != nil {
+	if err := m.forget(r.Key()); err != nil {
 		// The network is gone, which is what the caller asked for; the record is
 		// harmless, since DEL may be called again, and the queue removes it.
 		log.Error("pod's network removed, but not its journal record; tried again", "err", err)
@@ -94,8 +114,27 @@ func (m *Manager) detach(ctx context.Context, r *journal.Record) error {
 	return nil
 }
 
-// tearDown calls the plugin that made the attachment.
+// put journals a record.
+func (m *Manager) put(r *journal.Record) error {
+	failpoint.Hit("journal", string(r.State), failpoint.Before)
+	defer failpoint.Hit("journal", string(r.State), failpoint.After)
+	return m.Journal.Put(r)
+}
+
+// forget takes a record out of the journal.
+func (m *Manager) forget(key journal.Key) error {
+	failpoint.Hit("journal", "delete", failpoint.Before)
+	defer failpoint.Hit("journal", "delete", failpoint.After)
+	return m.Journal.Delete(key)
+}
+
+// tearDown takes the hostPorts away, and then calls the plugin that made the
+// attachment. In this order: an address that is free may be another pod's at
+// once, and that pod must not get this one's traffic.
 func (m *Manager) tearDown(ctx context.Context, r *journal.Record) error {
+	if err := m.unmapPorts(ctx, r); err != nil {
+		return err
+	}
 	plugin := m.plugins[r.Plugin]
 	if plugin == nil {
 		return fmt.Errorf("network plugin %q, which made it, is unknown to this crinetd", r.Plugin)

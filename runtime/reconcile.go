@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/crinet-project/crinet/runtime/journal"
@@ -28,6 +30,11 @@ func (m *Manager) Recover() error {
 	if err != nil {
 		return err
 	}
+	if len(records) == 0 {
+		if records, err = m.rebuild(); err != nil {
+			return fmt.Errorf("rebuild the journal: %w", err)
+		}
+	}
 	undo := 0
 	for _, r := range records {
 		if r.State == journal.Attached && r.BootID == m.BootID {
@@ -47,6 +54,9 @@ func (m *Manager) Recover() error {
 // journal.
 func (m *Manager) Run(ctx context.Context) {
 	defer m.undo.close()
+	var gc sync.WaitGroup
+	gc.Go(func() { m.runGC(ctx) })
+	defer gc.Wait()
 	wait := time.Duration(0)
 	for {
 		select {

@@ -40,6 +40,9 @@ func podView(r *journal.Record) admin.Pod {
 		HostPorts: []string{}, Steps: []admin.Step{},
 		Tries: r.Tries, LastError: r.LastError,
 	}
+	for _, mapping := range r.HostPorts {
+		pod.HostPorts = append(pod.HostPorts, mapping.String())
+	}
 	for _, s := range r.Steps {
 		pod.Steps = append(pod.Steps, admin.Step{Step: s.Step, Start: s.Start, Duration: s.Duration.Seconds()})
 	}

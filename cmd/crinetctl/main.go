@@ -54,7 +54,9 @@ type options struct {
 
 func commands() []command {
 	return []command{
-		{"status", "the selected network plugin, whether the node's network is ready and why not, networks and files", status},
+		{"status", "the selected network and why, whether it is ready and why not, networks, files, last reloads", status},
+		{"probe", "the plugins in the bin dirs: CNI versions, what they shadow, why some cannot be used", probe},
+		{"validate", "FILE...: whether CNI network configurations are valid; needs no crinetd; exit code 1 if one is not", validate},
 		{"pods", "the pods that crinetd has networked: network, addresses, hostPorts, the four steps' times", pods},
 	}
 }
@@ -93,7 +95,7 @@ func help(stdout io.Writer, flags *pflag.FlagSet) error {
 	var b strings.Builder
 	b.WriteString("crinetctl tells what crinetd does on this node, and why.\n\nUsage: crinetctl [flags] COMMAND\n\nCommands:\n")
 	for _, c := range commands() {
-		fmt.Fprintf(&b, "  %-10s %s\n", c.name, c.help)
+		fmt.Fprintf(&b, "  %-9s %s\n", c.name, c.help)
 	}
 	b.WriteString("\nFlags:\n" + flags.FlagUsages())
 	_, err := io.WriteString(stdout, b.String())
@@ -125,6 +127,20 @@ func status(ctx context.Context, o options, args []string, stdout io.Writer) err
 		return printJSON(stdout, s)
 	}
 	return printStatus(stdout, s)
+}
+
+func probe(ctx context.Context, o options, args []string, stdout io.Writer) error {
+	if err := noArgs("probe", args); err != nil {
+		return err
+	}
+	p, err := o.client().Plugins(ctx)
+	if err != nil {
+		return err
+	}
+	if o.output == "json" {
+		return printJSON(stdout, p)
+	}
+	return printPlugins(stdout, p)
 }
 
 func pods(ctx context.Context, o options, args []string, stdout io.Writer) error {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/crinet-project/crinet/runtime/admin"
@@ -14,46 +13,115 @@ import (
 var steps = [...]string{"create", "netns", "plugin", "start"}
 
 func printStatus(stdout io.Writer, s admin.Status) error {
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	row := func(name, value string) { fmt.Fprintf(w, "%s:\t%s\n", name, value) }
-	row("crinetd", s.Version)
-	row("Network plugin", s.Plugin)
+	w := newTable(stdout)
+	w.row("crinetd:", s.Version)
+	w.row("Network plugin:", s.Plugin)
 	if s.Ready {
-		row("Network ready", "yes")
+		w.row("Network ready:", "yes")
 	} else {
-		row("Network ready", "no: "+s.Reason)
+		w.row("Network ready:", "no: "+s.Reason)
 	}
 	if s.Network != "" {
-		row("Network", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
+		w.row("Network:", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
+		w.row("Selected as:", s.Selected)
 	}
-	row("Pod CIDR", orNone(strings.Join(s.PodCIDRs, ", ")))
-	row("Undo pending", fmt.Sprint(s.UndoPending))
+	if s.NetworkStatus != "" {
+		w.row("STATUS:", s.NetworkStatus)
+	}
+	for _, d := range s.DHCPDaemons {
+		w.row("dhcp daemon:", dhcpDaemon(d))
+	}
+	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
+	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
+	if s.Watch != nil {
+		w.row("Directories:", watch(s.Watch))
+	}
 	if len(s.Networks) > 0 {
-		fmt.Fprintln(w, "\nNETWORK\tFILE\tCNI VERSION\tPLUGINS\tNOTE")
+		w.gap()
+		w.row("NETWORK", "FILE", "CNI VERSION", "PLUGINS", "NOTE")
 		for _, n := range s.Networks {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", n.Name, n.File, n.CNIVersion, strings.Join(n.Plugins, ","), n.Stale)
+			note := n.Stale
+			if note != "" {
+				note = "last good version: " + note
+			}
+			w.row(n.Name, n.File, n.CNIVersion, strings.Join(n.Plugins, ","), note)
 		}
 	}
 	if len(s.Problems) > 0 {
-		fmt.Fprintln(w, "\nPROBLEM WITH\tREASON")
+		w.gap()
+		w.row("PROBLEM WITH", "REASON")
 		for _, p := range s.Problems {
-			fmt.Fprintf(w, "%s\t%s\n", p.File, p.Reason)
+			w.row(place(p.File, p.Line, p.Col), p.Reason)
+		}
+	}
+	if len(s.Reloads) > 0 {
+		w.gap()
+		w.row("RELOAD", "TIME", "WHY")
+		for _, r := range s.Reloads {
+			w.row(fmt.Sprint(r.Generation), r.Time.Local().Format(time.DateTime), r.Why)
 		}
 	}
 	return w.Flush()
 }
 
-func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "NAMESPACE\tPOD\tSANDBOX\tSTATE\tNETWORK\tADDRESSES\tHOSTPORTS\t"+
-		strings.ToUpper(strings.Join(steps[:], "\t"))+"\tAGE")
-	for _, p := range pods {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s", p.Namespace, p.Name, short(p.SandboxID), p.State, p.Network,
-			orNone(strings.Join(p.Addresses, ",")), orNone(strings.Join(p.HostPorts, ",")))
-		for _, step := range steps {
-			fmt.Fprintf(w, "\t%s", stepTime(p, step))
+func dhcpDaemon(d admin.DHCPDaemon) string {
+	if d.PID == 0 {
+		return fmt.Sprintf("%s: %s", d.Socket, orNone(d.Reason))
+	}
+	whose := "somebody else's"
+	switch {
+	case d.Own && d.Starts == 0:
+		whose = "started by an earlier crinetd"
+	case d.Own:
+		whose = fmt.Sprintf("started by crinetd, %d times so far", d.Starts)
+	}
+	return fmt.Sprintf("%s: process %d, %s", d.Socket, d.PID, whose)
+}
+
+func watch(w *admin.Watch) string {
+	text := fmt.Sprintf("%d scans, %d probes, the last scan at %s", w.Scans, w.Probes, w.LastScan.Local().Format(time.DateTime))
+	if w.Error != "" {
+		text += "; changes are found by polling only: " + w.Error
+	}
+	return text
+}
+
+func printPlugins(stdout io.Writer, p admin.Plugins) error {
+	w := newTable(stdout)
+	if len(p.Dirs) == 0 {
+		w.row("No plugins are probed: --network-plugin is noop.")
+		return w.Flush()
+	}
+	w.row("BIN DIR", "NOTE")
+	for _, dir := range p.Dirs {
+		w.row(dir.Path, dir.Reason)
+	}
+	w.gap()
+	w.row("PLUGIN", "PATH", "CNI VERSIONS", "NOTE")
+	for _, plugin := range p.Plugins {
+		var notes []string
+		if plugin.Reason != "" {
+			notes = append(notes, plugin.Reason)
 		}
-		fmt.Fprintf(w, "\t%s\n", age(p, now))
+		if len(plugin.Shadowed) > 0 {
+			notes = append(notes, "shadows "+strings.Join(plugin.Shadowed, ", "))
+		}
+		w.row(plugin.Name, plugin.Path, orNone(strings.Join(plugin.Versions, ",")), strings.Join(notes, "; "))
+	}
+	return w.Flush()
+}
+
+func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
+	w := newTable(stdout)
+	w.row("NAMESPACE", "POD", "SANDBOX", "STATE", "NETWORK", "ADDRESSES", "HOSTPORTS",
+		strings.ToUpper(strings.Join(steps[:], "\t")), "AGE")
+	for _, p := range pods {
+		cells := []string{p.Namespace, p.Name, short(p.SandboxID), p.State, p.Network,
+			orNone(strings.Join(p.Addresses, ",")), orNone(strings.Join(p.HostPorts, ","))}
+		for _, step := range steps {
+			cells = append(cells, stepTime(p, step))
+		}
+		w.row(append(cells, age(p, now))...)
 	}
 	if err := w.Flush(); err != nil {
 		return err

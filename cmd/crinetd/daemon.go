@@ -9,14 +9,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/crinet-project/crinet/cni"
-	"github.com/crinet-project/crinet/cni/pluginexec"
+	"github.com/crinet-project/crinet/cni/dhcpd"
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/noop"
 	"github.com/crinet-project/crinet/runtime"
 	"github.com/crinet-project/crinet/runtime/admin"
@@ -47,8 +49,12 @@ type daemon struct {
 
 	listeners map[string]net.Listener // by socket name
 	journal   *journal.Journal
+	exec      *runner
 	networks  *networks
+	chain     *cni.Plugin
+	dhcp      *dhcpd.Manager
 	noop      *noop.Plugin
+	hostPorts *hostport.Manager
 	manager   *runtime.Manager
 	hook      *cnihook.Server
 	proxy     *proxy.Proxy
@@ -69,6 +75,9 @@ func newDaemon(ctx context.Context, o *config.Options, log *slog.Logger) (d *dae
 	if d.journal, _, err = journal.Open(o.StateDir, log); err != nil {
 		return d, fmt.Errorf("--state-dir: %w", err)
 	}
+	if d.exec, err = newRunner(o.StateDir); err != nil {
+		return d, err
+	}
 	bootID, err := os.ReadFile(bootIDFile)
 	if err != nil {
 		return d, fmt.Errorf("boot id: %w", err)
@@ -81,22 +90,36 @@ func newDaemon(ctx context.Context, o *config.Options, log *slog.Logger) (d *dae
 	if err != nil {
 		return d, err
 	}
-	if d.networks, err = newNetworks(ctx, o, log); err != nil {
+	if d.networks, err = newNetworks(ctx, o, log, cidrs.Get); err != nil {
 		return d, err
 	}
-	plugins := d.plugins()
+	if err := d.newHostPorts(); err != nil {
+		return d, err
+	}
+	plugins := d.plugins(cidrs)
 	sandboxes := new(runtime.CRISandboxes)
-	d.manager = runtime.New(runtime.Config{
+	managed := runtime.Config{
 		Log: log, Plugin: plugins[0], Plugins: plugins, Journal: d.journal, Sandboxes: sandboxes,
 		BootID: string(bytes.TrimSpace(bootID)), PortMappings: o.HostPort == config.HostPortPlugin,
-		PodCIDRs: cidrs, Metrics: metrics,
-	})
+		PodCIDRs: cidrs, Metrics: metrics, Notice: d.networks.notice,
+	}
+	if !o.Noop() {
+		managed.Collector, managed.GCInterval = d.chain, o.CNIGCInterval
+	}
+	if d.mapsHostPorts() {
+		managed.HostPorts = d.hostPorts
+	}
+	if o.HairpinMode == config.HairpinVeth {
+		managed.Hairpin = d.hairpin
+	}
+	d.manager = runtime.New(managed)
 	if d.hook, err = cnihook.New(cnihook.Config{Handler: d.manager.CNIHandler(), Log: log}); err != nil {
 		return d, err
 	}
 	d.proxy, err = proxy.New(proxy.Config{
 		RuntimeEndpoint: o.ContainerRuntimeEndpoint, ImageEndpoint: o.ImageServiceEndpoint,
 		Hooks: d.manager.Hooks(), Log: log, Observe: metrics.ObserveCall,
+		Grace: max(o.ShutdownGrace, time.Millisecond),
 	})
 	if err != nil {
 		return d, err
@@ -107,13 +130,9 @@ func newDaemon(ctx context.Context, o *config.Options, log *slog.Logger) (d *dae
 
 // plugins are the network plugins, the selected one first. The CNI plugin is
 // among them under noop as well: it undoes what an earlier run set up.
-func (d *daemon) plugins() []runtime.NetworkPlugin {
-	o := d.options
-	chain := cni.New(cni.Config{
-		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout,
-		Selected: d.networks.selected, Runner: pluginexec.New(pluginexec.Config{}),
-	})
-	if !o.Noop() {
+func (d *daemon) plugins(cidrs *runtime.PodCIDRs) []runtime.NetworkPlugin {
+	chain := d.newChain(cidrs)
+	if !d.options.Noop() {
 		return []runtime.NetworkPlugin{chain}
 	}
 	d.noop = noop.New(sysctlRoot, d.log)
@@ -139,6 +158,7 @@ func (d *daemon) listen(ctx context.Context) error {
 func (d *daemon) register() error {
 	return errors.Join(
 		d.manager.Register(d.registry),
+		d.registerNetworks(),
 		d.registry.Register(collectors.NewGoCollector()),
 		d.registry.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 	)
@@ -147,6 +167,9 @@ func (d *daemon) register() error {
 // serve recovers, makes the node ready and serves until ctx ends or a part
 // fails.
 func (d *daemon) serve(ctx context.Context) error {
+	if err := d.endOrphans(ctx); err != nil {
+		return err
+	}
 	if err := d.manager.Recover(); err != nil {
 		return err
 	}
@@ -157,21 +180,24 @@ func (d *daemon) serve(ctx context.Context) error {
 		<-ready
 	}
 	group.Go(func() error { return d.networks.run(ctx) })
+	d.serveChain(ctx, group)
+	if err := d.serveHostPorts(ctx, group); err != nil {
+		return err
+	}
 	if err := d.install(ctx, group); err != nil {
 		return err
 	}
 	group.Go(func() error { d.manager.Run(ctx); return nil })
-	group.Go(func() error { return d.hook.Serve(ctx, d.listeners[cniSocket]) })
-	group.Go(func() error { return d.proxy.Serve(ctx, d.listeners[criSocket]) })
+	d.serveCalls(ctx, group)
 	group.Go(func() error {
-		return admin.Serve(ctx, d.listeners[adminSocket], admin.Handler(d, d.registry, d.log))
+		return admin.Serve(ctx, d.listeners[adminSocket], admin.Handler(d, metricsHandler(d.registry), d.log))
 	})
 	if addr := d.options.MetricsBindAddress; addr != "" {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
 			return fmt.Errorf("--metrics-bind-address: %w", err)
 		}
-		group.Go(func() error { return admin.Serve(ctx, l, admin.MetricsHandler(d.registry)) })
+		group.Go(func() error { return admin.Serve(ctx, l, metricsHandler(d.registry)) })
 	}
 	d.log.Info("crinetd serves", "version", version, "plugin", d.manager.Plugin.Name(), "runDir", d.options.RunDir)
 	if err := notify("READY=1"); err != nil {
@@ -180,6 +206,17 @@ func (d *daemon) serve(ctx context.Context) error {
 	err := group.Wait()
 	d.log.Info("crinetd ends")
 	return err
+}
+
+// serveCalls serves the kubelet and the runtime. The hook ends after the proxy:
+// the kubelet's calls that finish in the grace need the runtime's.
+func (d *daemon) serveCalls(ctx context.Context, group *errgroup.Group) {
+	hookCtx, endHook := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return d.hook.Serve(hookCtx, d.listeners[cniSocket]) })
+	group.Go(func() error {
+		defer endHook()
+		return d.proxy.Serve(ctx, d.listeners[criSocket])
+	})
 }
 
 // close closes what newDaemon opened.
@@ -204,8 +241,12 @@ func (d *daemon) Status() admin.Status {
 	status := d.manager.View()
 	status.Version = version
 	d.networks.describe(&status)
+	d.describeChain(&status)
 	return status
 }
+
+// Plugins are what crinetctl probe shows.
+func (d *daemon) Plugins() admin.Plugins { return d.networks.plugins() }
 
 // Pods are what crinetctl pods shows.
 func (d *daemon) Pods() ([]admin.Pod, error) { return d.manager.Pods() }

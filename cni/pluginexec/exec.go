@@ -37,6 +37,9 @@ type Config struct {
 	// again: a binary that is being copied gives these. 0 means DefaultRetry,
 	// a negative value no retry.
 	Retry time.Duration
+	// Mark, if set, is an environment variable, NAME=value, that every plugin
+	// gets, by which KillOrphans knows it.
+	Mark string
 }
 
 // Exec runs plugin binaries.
@@ -162,8 +165,11 @@ func pluginPath(daemon string) string {
 	return strings.Join(dirs, ":")
 }
 
-// environ returns env with a PATH. env itself is not changed.
+// environ returns env with the mark and a PATH. env itself is not changed.
 func (e *Exec) environ(env []string) []string {
+	if e.cfg.Mark != "" {
+		env = append(slices.Clip(env), e.cfg.Mark)
+	}
 	for _, kv := range env {
 		if strings.HasPrefix(kv, "PATH=") {
 			return env

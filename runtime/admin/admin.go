@@ -2,23 +2,13 @@
 // over HTTP on admin.sock. crinetctl is its client. It only reads.
 package admin
 
-import (
-	"context"
-	"encoding/json"
-	"errors"
-	"log/slog"
-	"net"
-	"net/http"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-)
+import "time"
 
 // Paths of the service.
 const (
 	StatusPath  = "/v1/status"
 	PodsPath    = "/v1/pods"
+	PluginsPath = "/v1/plugins"
 	MetricsPath = "/metrics"
 )
 
@@ -30,9 +20,16 @@ type Status struct {
 	// Ready says whether new pods can get a network; Reason why not.
 	Ready  bool   `json:"ready"`
 	Reason string `json:"reason,omitempty"`
-	// Network and NetworkFile name the network that new pods get.
+	// Network and NetworkFile name the network that new pods get, Selected says
+	// why it is this one.
 	Network     string `json:"network,omitempty"`
 	NetworkFile string `json:"networkFile,omitempty"`
+	Selected    string `json:"selected,omitempty"`
+	// NetworkStatus is what the network's plugins say to STATUS (CNI 1.1): good,
+	// or since when and how it fails; empty if they are not asked.
+	NetworkStatus string `json:"networkStatus,omitempty"`
+	// DHCPDaemons are the daemons of the IPAM plugin dhcp that are needed.
+	DHCPDaemons []DHCPDaemon `json:"dhcpDaemons,omitempty"`
 	// PodCIDRs are the node's, as far as they are known.
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 	// UndoPending counts attachments that are still to be removed.
@@ -41,6 +38,64 @@ type Status struct {
 	// is not as it should be there and in the bin dirs.
 	Networks []Network `json:"networks,omitempty"`
 	Problems []Problem `json:"problems,omitempty"`
+	// Reloads are the last changes of the configuration, the latest first.
+	Reloads []Reload `json:"reloads,omitempty"`
+	// Watch says how changes are found.
+	Watch *Watch `json:"watch,omitempty"`
+}
+
+// Reload is a change of what the conf dir and the bin dirs amount to.
+type Reload struct {
+	Generation uint64    `json:"generation"`
+	Time       time.Time `json:"time"`
+	Why        string    `json:"why"`
+}
+
+// Watch counts how often the directories were looked at since crinetd began.
+type Watch struct {
+	Scans    uint64    `json:"scans"`
+	Probes   uint64    `json:"probes"`
+	Rearms   uint64    `json:"rearms"`
+	LastScan time.Time `json:"lastScan"`
+	// Error says why changes are found by polling only; empty if all is well.
+	Error string `json:"error,omitempty"`
+}
+
+// DHCPDaemon is a daemon of the IPAM plugin dhcp.
+type DHCPDaemon struct {
+	Socket string `json:"socket"`
+	// PID is 0 while it does not run.
+	PID int `json:"pid,omitempty"`
+	// Own: it was started by crinetd, by this one or an earlier one.
+	Own bool `json:"own"`
+	// Starts counts how often this crinetd has started it.
+	Starts uint64 `json:"starts"`
+	// Reason says why it does not run; empty if it does.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Plugins is what the bin dirs hold.
+type Plugins struct {
+	Dirs    []BinDir `json:"dirs"`
+	Plugins []Plugin `json:"plugins"`
+}
+
+// BinDir is a bin dir, in the order of search.
+type BinDir struct {
+	Path string `json:"path"`
+	// Reason says why it was not looked through; empty if it was.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Plugin is an executable of the bin dirs.
+type Plugin struct {
+	Name     string   `json:"name"`
+	Path     string   `json:"path"`
+	Versions []string `json:"versions,omitempty"`
+	// Reason says why it is no usable plugin; empty if it is one.
+	Reason string `json:"reason,omitempty"`
+	// Shadowed are the paths of others of the same name, in later directories.
+	Shadowed []string `json:"shadowed,omitempty"`
 }
 
 // Network is a usable network.
@@ -53,9 +108,15 @@ type Network struct {
 	Stale string `json:"stale,omitempty"`
 }
 
-// Problem is a file that cannot be used, and why.
+// Problem is a file that cannot be used as it is, and why.
 type Problem struct {
-	File   string `json:"file"`
+	File string `json:"file"`
+	// Line and Col are the place in the file, from 1; 0 if none is meant.
+	Line int `json:"line,omitempty"`
+	Col  int `json:"col,omitempty"`
+	// Kind is what it means for the file's network: broken, stale, unusable,
+	// duplicate, own; empty for a plugin.
+	Kind   string `json:"kind,omitempty"`
 	Reason string `json:"reason"`
 }
 
@@ -81,53 +142,4 @@ type Step struct {
 	Start time.Time `json:"start"`
 	// Duration is in seconds.
 	Duration float64 `json:"duration"`
-}
-
-// Source is what there is to tell. Both answer from memory or the journal.
-type Source interface {
-	Status() Status
-	Pods() ([]Pod, error)
-}
-
-// Handler serves the source and the metrics.
-func Handler(source Source, metrics prometheus.Gatherer, log *slog.Logger) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, log, source.Status())
-	})
-	mux.HandleFunc("GET "+PodsPath, func(w http.ResponseWriter, _ *http.Request) {
-		pods, err := source.Pods()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		reply(w, log, pods)
-	})
-	mux.Handle("GET "+MetricsPath, MetricsHandler(metrics))
-	return mux
-}
-
-// MetricsHandler serves the metrics alone, for --metrics-bind-address.
-func MetricsHandler(metrics prometheus.Gatherer) http.Handler {
-	return promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
-}
-
-func reply(w http.ResponseWriter, log *slog.Logger, value any) {
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(value); err != nil {
-		log.Debug("an answer on admin.sock was not taken", "err", err)
-	}
-}
-
-// Serve serves a handler on a listener until ctx ends.
-func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
-	stop := context.AfterFunc(ctx, func() {
-		_ = server.Close() // answers are small and nobody depends on the last one
-	})
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }

@@ -46,6 +46,12 @@ func (c *Client) Pods(ctx context.Context) (pods []Pod, err error) {
 	return pods, err
 }
 
+// Plugins asks for the plugins.
+func (c *Client) Plugins(ctx context.Context) (p Plugins, err error) {
+	err = c.get(ctx, PluginsPath, &p)
+	return p, err
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) (err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crinetd"+path, nil)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/runtime/failpoint"
 )
 
 // serve is one connection: a request, its call, a reply. New calls stop with
@@ -34,7 +35,9 @@ func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 	cancel(nil)
 	writeErr := conn.SetWriteDeadline(time.Now().Add(replyTimeout))
 	if writeErr == nil && !gone {
+		failpoint.Hit("answer", request.Command, failpoint.Before)
 		writeErr = wire.WriteReply(conn, reply)
+		failpoint.Hit("answer", request.Command, failpoint.After)
 	}
 	closeErr := conn.Close() // ends watch
 	<-watched

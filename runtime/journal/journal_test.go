@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,9 +15,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.etcd.io/bbolt"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/hostport"
 )
 
 func open(t *testing.T, dir string) *Journal {
@@ -46,6 +49,10 @@ func record(id string) *Record {
 			CapabilityArgs: map[string]json.RawMessage{"mac": json.RawMessage(`"02:00:00:00:00:01"`)},
 			Result:         json.RawMessage(`{"cniVersion":"1.0.0"}`),
 		},
+		HostPorts: []hostport.Mapping{
+			{Protocol: hostport.TCP, HostPort: 80, ContainerPort: 8080},
+			{Protocol: hostport.UDP, HostIP: netip.MustParseAddr("2001:db8::1"), HostPort: 53, ContainerPort: 53},
+		},
 		Steps: []StepTime{{Step: "plugin", Start: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Duration: time.Second}},
 	}
 }
@@ -71,7 +78,7 @@ func TestRecordsSurviveReopening(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]*Record{want}, got); diff != "" {
+	if diff := cmp.Diff([]*Record{want}, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("records after reopening (-want +got):\n%s", diff)
 	}
 	if meta, err := j.Meta("podCIDR"); err != nil || string(meta) != "10.1.0.0/16" {

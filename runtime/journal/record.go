@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/hostport"
 )
 
 // recordVersion is written into each record. A reader knows all versions up to
@@ -52,6 +53,8 @@ type Record struct {
 	Plugin     string         `json:"plugin"`
 	Pod        Pod            `json:"pod"`
 	Attachment cni.Attachment `json:"attachment"`
+	// HostPorts are those that crinetd maps for the pod.
+	HostPorts []hostport.Mapping `json:"hostPorts,omitempty"`
 	// BootID is the kernel's boot id (/proc/sys/kernel/random/boot_id) at ADD.
 	BootID string `json:"bootID"`
 	// Created is when ADD began.

@@ -127,6 +127,8 @@ func New(c Config) (*Proxy, error) {
 		grpc.MaxSendMsgSize(MaxMessageSize),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.SharedWriteBuffer(true),
 	)
 	return p, nil
 }

@@ -18,7 +18,7 @@ const abortWait = 5 * time.Second
 // nil when ctx ended and all calls did, and always closes the listener.
 func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	served := make(chan error, 1)
-	go func() { served <- p.server.Serve(listener) }()
+	go func() { served <- p.server.Serve(wideListener{listener}) }()
 	select {
 	case err := <-served:
 		p.stop()
@@ -34,7 +34,7 @@ func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	go func() {
 		defer close(drained)
 		p.server.GracefulStop()
-		<-served
+		<-served //nolint:errcheck // Serve always fails once it is stopped
 	}()
 	if waitFor(drained, p.grace) {
 		return nil

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/crinet-project/crinet/runtime/admin"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestMain fixes the time zone that tables are written in.
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	os.Exit(m.Run())
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+// source is what a crinetd tells.
+type source struct {
+	status  admin.Status
+	plugins admin.Plugins
+	pods    []admin.Pod
+	err     error
+}
+
+func (s *source) Status() admin.Status       { return s.status }
+func (s *source) Plugins() admin.Plugins     { return s.plugins }
+func (s *source) Pods() ([]admin.Pod, error) { return s.pods, s.err }
+
+// serve serves a source as crinetd does, and returns its --run-dir.
+func serve(t *testing.T, s *source) (runDir string) {
+	t.Helper()
+	runDir, err := os.MkdirTemp("", "ctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(runDir, "admin.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() {
+		done <- admin.Serve(ctx, l, admin.Handler(s, http.NotFoundHandler(), slog.New(slog.DiscardHandler)))
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(runDir); err != nil {
+			t.Error(err)
+		}
+	})
+	return runDir
+}
+
+var start = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+
+func full() *source {
+	return &source{
+		status: admin.Status{
+			Version: "v1.2.3", Plugin: "cni", Ready: true, Network: "mynet", NetworkFile: "/etc/cni/net.d/10-mynet.conf",
+			Selected: "the first usable network in /etc/cni/net.d", NetworkStatus: "good",
+			DHCPDaemons: []admin.DHCPDaemon{
+				{Socket: "/run/cni/dhcp.sock", PID: 42, Own: true, Starts: 2}, {Socket: "/run/a", PID: 1}, {Socket: "/run/b", Reason: "cannot be started: no such file"},
+			},
+			PodCIDRs: []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1,
+			Networks: []admin.Network{
+				{Name: "mynet", File: "/etc/cni/net.d/10-mynet.conf", CNIVersion: "0.3.0", Plugins: []string{"bridge"}},
+				{Name: "other", File: "/etc/cni/net.d/20-other.conflist", CNIVersion: "1.1.0", Plugins: []string{"ptp", "portmap"}, Stale: "20-other.conflist: is empty"},
+			},
+			Problems: []admin.Problem{
+				{File: "/etc/cni/net.d/20-other.conflist", Kind: "stale", Reason: "is empty; its last good version is used"},
+				{File: "/etc/cni/net.d/30.conf", Line: 3, Col: 15, Kind: "broken", Reason: "is broken: invalid character ','"},
+			},
+			Reloads: []admin.Reload{{Generation: 2, Time: start, Why: "network mynet changed"}, {Generation: 1, Time: start.Add(-time.Hour), Why: "start"}},
+			Watch:   &admin.Watch{Scans: 12, Probes: 3, LastScan: start, Error: "inotify cannot be used"},
+		},
+		plugins: admin.Plugins{
+			Dirs: []admin.BinDir{{Path: "/opt/cni/bin"}, {Path: "/usr/lib/cni", Reason: "does not exist"}},
+			Plugins: []admin.Plugin{
+				{Name: "bridge", Path: "/opt/cni/bin/bridge", Versions: []string{"1.0.0", "1.1.0"}, Shadowed: []string{"/a/bridge", "/b/bridge"}},
+				{Name: "junk", Path: "/opt/cni/bin/junk", Reason: "is no CNI plugin"},
+			},
+		},
+		pods: []admin.Pod{
+			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a",
+				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"},
+				Steps: []admin.Step{{Step: "create", Start: start, Duration: .01}, {Step: "netns", Duration: .0002}, {Step: "plugin", Duration: .1}, {Step: "start", Duration: -1}}},
+			{Namespace: "kube-system", Name: "gone", UID: "u2", SandboxID: "ff", State: "detaching", Network: "mynet", Addresses: []string{}, HostPorts: []string{},
+				Tries: 3, LastError: "plugin bridge: cannot"},
+		},
+	}
+}
+
+func TestTables(t *testing.T) {
+	t.Parallel()
+	s := full()
+	dir := serve(t, s)
+	for _, command := range []string{"status", "probe"} {
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"--run-dir", dir, command}, &out); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, command+".txt", out.String())
+	}
+	var out bytes.Buffer
+	if err := printPods(&out, s.pods, start.Add(90*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "pods.txt", out.String())
+
+	notReady := &source{status: admin.Status{Version: "v1", Plugin: "cni", Reason: "no usable CNI network in /etc/cni/net.d"}}
+	dir = serve(t, notReady)
+	for _, command := range []string{"status", "probe", "pods"} {
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"--run-dir", dir, command}, &out); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, command+"-empty.txt", out.String())
+	}
+}
+
+// What is told as JSON is what crinetd tells, whole.
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	s := full()
+	dir := serve(t, s)
+	check := func(command string, want, got any) {
+		t.Helper()
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"-o", "json", "--run-dir", dir, command}, &out); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(out.Bytes(), got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", command, diff)
+		}
+	}
+	check("status", &s.status, new(admin.Status))
+	check("probe", &s.plugins, new(admin.Plugins))
+	check("pods", &s.pods, new([]admin.Pod))
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	const conf = "testdata/conf/"
+	good, ranges, bad := conf+"good.conf", conf+"ranges.conflist", conf+"bad.conflist"
+	for _, tt := range []struct {
+		golden string
+		args   []string
+		err    string
+	}{
+		{"validate-good.txt", []string{"validate", good, ranges}, ""},
+		{"validate-bad.txt", []string{"validate", bad, good, conf + "none.conf"}, "2 of 3 files cannot be used"},
+		{"validate-bad.json", []string{"validate", "-o", "json", bad, ranges}, "1 of 2 files cannot be used"},
+	} {
+		var out bytes.Buffer
+		// There is no daemon.
+		err := run(t.Context(), append([]string{"--run-dir", "/no/such/dir"}, tt.args...), &out)
+		if tt.err == "" && err != nil || tt.err != "" && (err == nil || err.Error() != tt.err) {
+			t.Errorf("%q: %v, want %q", tt.args, err, tt.err)
+		}
+		var usage usageError
+		if errors.As(err, &usage) {
+			t.Errorf("%q: %v is no error of usage, and exits with 1", tt.args, err)
+		}
+		golden(t, tt.golden, out.String())
+	}
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	broken := serve(t, &source{err: errors.New("the journal is gone")})
+	for _, tt := range []struct {
+		args  string
+		want  string
+		usage bool
+	}{
+		{"", "which command", true},
+		{"fly", `no command "fly"`, true},
+		{"status now", "takes no arguments", true},
+		{"probe bridge", "takes no arguments", true},
+		{"validate", "which FILE", true},
+		{"-o yaml status", "want table or json", true},
+		{"--no-such-flag", "no-such-flag", true},
+		{"--run-dir /no/such/dir status", "/no/such/dir/admin.sock", false},
+		{"--run-dir /no/such/dir probe", "crinetd does not answer", false},
+		{"--run-dir " + broken + " pods", "the journal is gone", false},
+	} {
+		var out bytes.Buffer
+		err := run(t.Context(), strings.Fields(tt.args), &out)
+		var usage usageError
+		if err == nil || !strings.Contains(err.Error(), tt.want) || errors.As(err, &usage) != tt.usage || out.Len() != 0 {
+			t.Errorf("crinetctl %s: error %v, printed %q; want %q, an error of usage: %t", tt.args, err, out.String(), tt.want, tt.usage)
+		}
+	}
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"--help"}, &out); err != nil {
+		t.Error(err)
+	}
+	golden(t, "help.txt", out.String())
+}
