@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -17,7 +18,7 @@ const binDirVariable = "CRINET_TEST_BIN"
 
 // BuildCrinet builds crinetd, the plugin crinet and crinetctl, unless
 // CRINET_TEST_BIN names a folder that holds them. With race, crinetd gets the
-// race detector.
+// race detector and the fail points.
 func (k *Kit) BuildCrinet(ctx context.Context, race bool) error {
 	if dir := os.Getenv(binDirVariable); dir != "" {
 		for _, name := range []string{"crinetd", "crinet", "crinetctl"} {
@@ -34,7 +35,7 @@ func (k *Kit) BuildCrinet(ctx context.Context, race bool) error {
 	if err := k.Build(ctx, static, small, "cmd/crinet", "cmd/crinetctl"); err != nil {
 		return err
 	}
-	return k.Build(ctx, []string{"CGO_ENABLED=1"}, []string{"-race"}, "cmd/crinetd")
+	return k.Build(ctx, []string{"CGO_ENABLED=1"}, []string{"-race", "-tags=failpoint"}, "cmd/crinetd")
 }
 
 // Crinet is the path of crinetd, crinet or crinetctl.
@@ -48,11 +49,18 @@ func (k *Kit) Crinet(name string) string {
 // StartCrinetd starts crinetd with these flags and waits until it serves its
 // CRI socket. It need not be connected to containerd then, nor have a network.
 func (n *Node) StartCrinetd(ctx context.Context, flags ...string) error {
+	return n.StartCrinetdBy(ctx, nil, flags...)
+}
+
+// StartCrinetdBy is StartCrinetd by a command that ends with the exec of what
+// follows it, such as setpriv.
+func (n *Node) StartCrinetdBy(ctx context.Context, command []string, flags ...string) error {
 	if n.crinetd != nil && n.crinetd.running() {
 		return errors.New("crinetd runs already")
 	}
 	var err error
-	n.crinetd, err = startDaemon(n.Place, "crinetd", n.logFile("crinetd"), n.kit.Crinet("crinetd"), flags...)
+	line := slices.Concat(command, []string{n.kit.Crinet("crinetd")}, flags)
+	n.crinetd, err = startDaemon(n.Place, "crinetd", n.logFile("crinetd"), line[0], line[1:]...)
 	if err != nil {
 		return err
 	}
@@ -73,6 +81,20 @@ func (n *Node) StopCrinetd() error { return n.end(&n.crinetd, (*daemon).stop) }
 
 // KillCrinetd kills crinetd at once.
 func (n *Node) KillCrinetd() error { return n.end(&n.crinetd, (*daemon).kill) }
+
+// AwaitCrinetdEnd waits until crinetd has ended by itself.
+func (n *Node) AwaitCrinetdEnd(ctx context.Context) error {
+	if n.crinetd == nil {
+		return nil
+	}
+	select {
+	case <-n.crinetd.done:
+		n.crinetd = nil
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("crinetd does not end: %w", ctx.Err())
+	}
+}
 
 // CrinetdPID is the process id of the running crinetd, as the machine counts.
 func (n *Node) CrinetdPID() (int, error) {
@@ -95,6 +117,7 @@ type PodState struct {
 	SandboxID string     `json:"sandboxID"`
 	Network   string     `json:"network"`
 	Addresses []string   `json:"addresses"`
+	HostPorts []string   `json:"hostPorts"`
 	Steps     []StepTime `json:"steps"`
 }
 
