@@ -162,7 +162,8 @@ func (p *Plugin) askStatus(ctx context.Context, network *config.Network) (answer
 		case <-p.status.changed:
 			if !sameNetwork(network, p.statusNetwork()) {
 				cancel() // which kills the plugin
-				<-done
+				err := <-done
+				p.config.Log.Debug("STATUS of a network that is not selected any more was cut off", "network", network.Name, "err", err)
 				return false, nil
 			}
 		}

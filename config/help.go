@@ -36,7 +36,7 @@ func (r *raw) groups() []group {
 	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take; then they are killed.")
 	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long a network that was ready may fail its STATUS (CNI 1.1) before the node is not ready; 0s is at once.")
 	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many runs of networks' plugins there may be at once; others wait, first come, first served. 0 sets no bound.")
-	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often networks of pods that are gone are looked for, and plugins are told to (CNI 1.1, GC), besides at the start; 0s is never.")
+	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often what is left of pods that are gone is collected, also by the plugins (CNI 1.1, GC), besides at the start; 0s is never.")
 
 	runtime.StringVar(&r.ContainerRuntimeEndpoint, "container-runtime-endpoint", "unix:///run/containerd/containerd.sock", "`SOCKET` The runtime's CRI socket, as a unix:// URL or an absolute path.")
 	runtime.StringVar(&r.ImageServiceEndpoint, "image-service-endpoint", "", "`SOCKET` The socket of CRI's image service, if it is not --container-runtime-endpoint.")

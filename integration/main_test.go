@@ -63,9 +63,15 @@ type testNode struct {
 // crinetd must never do has not happened.
 func newNode(t *testing.T) *testNode {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	return newNodeOf(t, node.Options{})
+}
+
+// newNodeOf is newNode with options.
+func newNodeOf(t *testing.T, options node.Options) *testNode {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout+soak(t, 0))
 	t.Cleanup(cancel)
-	n, err := kit.Start(ctx, node.Options{})
+	n, err := kit.Start(ctx, options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func (d *daemon) newChain(cidrs *runtime.PodCIDRs) *cni.Plugin {
 	d.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		MaxChains: o.CNIMaxChains,
-		Selected: d.networks.selected, PodCIDRs: cidrs.Get,
+		Selected:  d.networks.selected, PodCIDRs: cidrs.Get,
 		Ready:  func(n *config.Network) error { return d.dhcp.Ready(n.ConfList) },
 		Runner: d.exec, Log: d.log,
 	})

@@ -180,7 +180,10 @@ func (d *daemon) start(ctx context.Context) (p *process, err error) {
 		}
 		select {
 		case how := <-program.ended:
-			return nil, fmt.Errorf("%s ended before it listened (%v); its output is in crinetd's log", path, how)
+			if how == nil {
+				how = errors.New("exit status 0")
+			}
+			return nil, fmt.Errorf("%s ended before it listened, its output is in crinetd's log: %w", path, how)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s does not listen after %v: %w", path, startTimeout, errors.Join(err, program.kill()))
 		case <-time.After(listenPoll):

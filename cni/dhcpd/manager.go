@@ -159,10 +159,12 @@ func (m *Manager) ensure(ctx context.Context, socket string) {
 func (m *Manager) drop(socket string) {
 	m.mu.Lock()
 	d := m.daemons[socket]
-	delete(m.daemons, socket)
 	m.mu.Unlock()
 	d.cancel(errUnneeded)
 	<-d.done
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.daemons, socket)
 }
 
 func (m *Manager) sockets() []string {

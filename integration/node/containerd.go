@@ -61,7 +61,11 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := fmt.Sprintf(containerdConfig, snapshotter, PauseImage, BinDir, ConfDir, n.kit.Tool("runc"))
+	confDir := ConfDir
+	if n.options.RuntimeConfDir != "" {
+		confDir = n.options.RuntimeConfDir
+	}
+	config := fmt.Sprintf(containerdConfig, snapshotter, PauseImage, BinDir, confDir, n.kit.Tool("runc"))
 	if err := n.WriteFile(containerdConfigFile, config+n.options.ContainerdConfig); err != nil {
 		return err
 	}

@@ -34,6 +34,8 @@ type Options struct {
 	// ContainerdConfig is TOML that is added to containerd's configuration,
 	// such as the table of one more runtime handler.
 	ContainerdConfig string
+	// RuntimeConfDir is containerd's own CNI conf dir; ConfDir if empty.
+	RuntimeConfDir string
 }
 
 // Node is one running node. Its methods can be used at the same time, but for

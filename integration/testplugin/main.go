@@ -4,6 +4,9 @@
 // As the first of a chain its ADD gives the pod the addresses that its
 // configuration names in "addresses", without making any device; behind another
 // plugin it passes that plugin's result on. Its other verbs do nothing.
+//
+// Under another name it stands in for a plugin that is not to be had: what it
+// does then is in a file of script.StandInDir, not in its configuration.
 package main
 
 import (
@@ -80,7 +83,14 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
 	if err := json.Unmarshal(input, &conf); err != nil {
 		return fmt.Errorf("decode the configuration: %w", err)
 	}
+	standIn, err := findStandIn(os.Args[0])
+	if err != nil {
+		return err
+	}
 	if conf.Dir == "" {
+		conf.Dir = standIn.Dir
+	}
+	if conf.Dir == "" || call.Verb == "VERSION" {
 		// VERSION is asked without the plugin's own keys.
 		return perform(call.Verb, conf, stdout)
 	}
@@ -96,6 +106,9 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
 	rule, err := script.Record(conf.Dir, call)
 	if err != nil {
 		return fmt.Errorf("record the call: %w", err)
+	}
+	if rule.Do == script.Succeed && len(standIn.Delegate) > 0 {
+		return delegate(standIn, getenv, input, stdout)
 	}
 	return act(rule, call.Verb, conf, stdout)
 }

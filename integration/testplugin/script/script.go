@@ -72,6 +72,19 @@ type Process struct {
 	Program string `json:"program"`
 }
 
+// StandInDir is where the plugin looks, in the file NAME.json, what it does when
+// it was installed under the name NAME.
+const StandInDir = "/run/standin"
+
+// StandIn is what the plugin does in the place of another one, whose
+// configuration says nothing of it.
+type StandIn struct {
+	// Dir is where script and record are.
+	Dir string `json:"dir"`
+	// Delegate is the configuration of a plugin that is called to do the work.
+	Delegate json.RawMessage `json:"delegate,omitempty"`
+}
+
 // The files of the directory.
 const (
 	rulesFile = "rules.json"
