@@ -120,7 +120,7 @@ func TestRun(t *testing.T) {
 			if !errors.Is(err, tt.kind) || !errors.As(err, &perr) {
 				t.Fatalf("error is %v, want a *Error that is %v", err, tt.kind)
 			}
-			if tt.kind == ErrOutput && tt.signal == 0 { // it may end by itself before it is killed
+			if errors.Is(tt.kind, ErrOutput) && tt.signal == 0 { // it may end by itself before it is killed
 				perr.ExitCode, perr.Signal = tt.exit, 0
 			}
 			if perr.ExitCode != tt.exit || perr.Signal != tt.signal {
