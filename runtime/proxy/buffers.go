@@ -13,7 +13,7 @@ import (
 const (
 	// readBuffer is for the runtime's answers, once a socket.
 	readBuffer = 512 << 10
-	// writeBuffer is for answers to callers. It is lent to a connection while
+	// writeBuffer is for answers to callers. gRPC lends it to a connection while
 	// there is something to write.
 	writeBuffer = 512 << 10
 	// socketBuffer is what the kernel takes of an answer before the caller

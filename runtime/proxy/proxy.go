@@ -128,7 +128,6 @@ func New(c Config) (*Proxy, error) {
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 	)
 	return p, nil
 }

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/integration/node"
+)
+
+// bridgeConf is one network in two copies: crinetd's, and containerd's own.
+const bridgeConf = `{
+	"cniVersion": "0.3.0",
+	"name": %[1]q,
+	"type": "bridge",
+	"bridge": "%[1]s0",
+	"isDefaultGateway": true,
+	"forceAddress": false,
+	"ipMasq": true,
+	"hairpinMode": true,
+	"ipam": {
+		"type": "host-local",
+		"subnet": %[2]q
+	}
+}
+`
+
+// directHandler is the runtime handler whose pods containerd networks itself.
+const (
+	directHandler = "direct"
+	directConfDir = "/etc/cni/direct.d"
+)
+
+// directRuntime is runc once more, with a CNI configuration of its own.
+const directRuntime = `
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%[1]s]
+    runtime_type = "io.containerd.runc.v2"
+    cni_conf_dir = %[2]q
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%[1]s.options]
+    BinaryName = %[3]q
+`
+
+// readyTimeout bounds the wait for a daemon to have its network.
+const readyTimeout = 20 * time.Second
+
+// sides are the two ways to the same containerd.
+type sides struct {
+	node    *node.Node
+	direct  *node.Client // containerd's socket
+	through *node.Client // crinetd's
+}
+
+// startSides starts the node with both networks.
+func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
+	n, err := kit.Start(ctx, node.Options{
+		ContainerdConfig: fmt.Sprintf(directRuntime, directHandler, directConfDir, kit.Tool("runc")),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, errors.New(n.LogTails(20)), n.Close())
+		}
+	}()
+	err = errors.Join(
+		n.WriteConf("10-mynet.conf", fmt.Sprintf(bridgeConf, "mynet", "10.10.0.0/16")),
+		n.WriteFile(directConfDir+"/10-direct.conf", fmt.Sprintf(bridgeConf, "direct", "10.11.0.0/16")))
+	if err != nil {
+		return nil, err
+	}
+	if err := n.StartContainerd(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.StartCrinetd(ctx, "--network-plugin=mynet"); err != nil {
+		return nil, err
+	}
+	s = &sides{node: n}
+	if s.direct, err = n.Client(node.ContainerdSocket); err != nil {
+		return nil, err
+	}
+	if s.through, err = n.Client(node.CrinetdSocket); err != nil {
+		return nil, err
+	}
+	ready, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	if _, err := s.through.AwaitNetwork(ready, true); err != nil {
+		return nil, err
+	}
+	return s, s.awaitDirect(ready)
+}
+
+// awaitDirect waits until containerd has loaded the conf dir of the handler: its
+// watcher reads it when it starts, which no condition shows.
+func (s *sides) awaitDirect(ctx context.Context) error {
+	for {
+		pod, _, err := runPod(ctx, s.node, s.direct, s.node.PodConfig("probe"), directHandler)
+		if err == nil {
+			_, err = s.direct.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for containerd's own network: %w", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// runPod runs a sandbox and says how long it took.
+func runPod(ctx context.Context, n *node.Node, c *node.Client, config *runtimeapi.PodSandboxConfig, handler string) (string, time.Duration, error) {
+	if err := os.MkdirAll(n.Path(config.GetLogDirectory()), 0o755); err != nil {
+		return "", 0, fmt.Errorf("make the log directory of pod %s: %w", config.GetMetadata().GetName(), err)
+	}
+	start := time.Now()
+	resp, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	took := time.Since(start)
+	if err != nil {
+		return "", 0, fmt.Errorf("run pod %s: %w", config.GetMetadata().GetName(), err)
+	}
+	return resp.GetPodSandboxId(), took, nil
+}
+
+// stopPod stops a sandbox and says how long it took.
+func stopPod(ctx context.Context, c *node.Client, id string) (time.Duration, error) {
+	start := time.Now()
+	_, err := c.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+	return time.Since(start), err
+}
+
+func removePod(ctx context.Context, c *node.Client, id string) error {
+	_, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	return err
+}
