@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration critest lint bench demo clean
+.PHONY: help build tools test unit integration soak critest lint bench demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ critest: build ## run the CRI conformance tests at containerd and through crinet
 	@integration/tools/build node critest
 	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/critest
 
+SOAK ?= 30m
+
+soak: ## kill daemons at random and run pods in a loop (root); SOAK=2h for as long, SOAK_SEED=N repeats
+	@integration/tools/build node
+	SOAK=$(SOAK) $(GO) test -race -timeout 0 -count=1 -v -run 'TestRandomKills|TestPodsInALoop' ./integration
+
 lint: ## check the format, go vet, golangci-lint
 	@integration/tools/build lint
 	@files=$$(gofmt -l $$(git -c safe.directory='*' ls-files --cached --others --exclude-standard '*.go')) && \
@@ -55,9 +61,9 @@ lint: ## check the format, go vet, golangci-lint
 	$(GO) vet ./...
 	.tools/bin/golangci-lint run
 
-bench: ## measure crinetd against bare containerd on a real node (root)
+bench: ## measure crinetd against containerd alone on real nodes (root), 12 minutes; ARGS=-short for a try
 	@integration/tools/build node
-	$(GO) run ./integration/bench
+	$(GO) run ./integration/bench $(ARGS)
 
 demo: build ## run a node and a pod and show what crinetd does (root); KEEP=1 leaves it running
 	@integration/tools/build node

@@ -30,13 +30,19 @@ const recordedBridge = `{"cniVersion": "1.0.0", "name": "recorded", "plugins": [
 func newRecordedNode(t *testing.T, flags ...string) (*testNode, *node.Client) {
 	t.Helper()
 	n := newNode(t)
+	return n, n.startRecorded(flags...)
+}
+
+// startRecorded is what newRecordedNode does with a new node.
+func (n *testNode) startRecorded(flags ...string) *node.Client {
+	n.t.Helper()
 	n.ok(n.InstallPlugin("testplugin", kit.Program("testplugin")))
 	n.ok(n.WriteConf("10-recorded.conflist", recordedBridge))
 	n.ok(n.StartContainerd(n.ctx))
 	n.ok(n.StartCrinetd(n.ctx, append(slices.Clone(cniFlags), flags...)...))
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
-	return n, client
+	return client
 }
 
 func (n *testNode) setRules(rules ...script.Rule) {

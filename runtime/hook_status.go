@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,19 +22,20 @@ const notReadyReason = "NetworkPluginNotReady"
 // infoKey is crinetd's entry in the verbose info of Status.
 const infoKey = "crinet"
 
-// Status is CRI's Status: the runtime's answer, in which the condition
+// Status is CRI's Status: the runtime's answer, or its last one if it takes
+// long, in which the condition
 // NetworkReady is crinetd's, from memory. With verbose, info.crinet tells more.
 // Under noop the condition stays the runtime's, with what noop has to report.
 func (m *Manager) Status(ctx context.Context, request []byte, next proxy.Forward) ([]byte, error) {
-	response, err := next(ctx, request)
+	var req runtimeapi.StatusRequest
+	if err := proto.Unmarshal(request, &req); err != nil {
+		return next(ctx, request)
+	}
+	response, err := m.statuses.ask(ctx, request, req.GetVerbose(), m.now, next)
 	if err != nil {
 		return nil, err
 	}
-	var req runtimeapi.StatusRequest
 	var resp runtimeapi.StatusResponse
-	if err := proto.Unmarshal(request, &req); err != nil {
-		return nil, undecodable(err)
-	}
 	if err := proto.Unmarshal(response, &resp); err != nil {
 		return nil, status.Errorf(codes.Internal, "the runtime's Status cannot be decoded: %v", err)
 	}
@@ -51,6 +54,55 @@ func (m *Manager) Status(ctx context.Context, request []byte, next proxy.Forward
 		resp.Info[infoKey] = string(info)
 	}
 	return proto.Marshal(&resp)
+}
+
+const (
+	// statusPatience is how long the runtime may take for Status while there is
+	// an earlier answer of it.
+	statusPatience = 30 * time.Millisecond
+	// statusMemory is how long an answer serves in place of the next: as long as
+	// the kubelet waits for one.
+	statusMemory = 2 * time.Minute
+)
+
+// statuses remember the runtime's last answers to Status. containerd answers it
+// behind a lock of its CNI code, which a hung ADD holds while the conf dir
+// changes. The zero value is ready.
+type statuses struct {
+	mu   sync.Mutex
+	last [2]struct { // without and with verbose
+		response []byte
+		at       time.Time
+	}
+}
+
+// ask asks the runtime. One that takes its time is answered for by what it said
+// last, if that is not long ago.
+func (s *statuses) ask(ctx context.Context, request []byte, verbose bool, now func() time.Time, next proxy.Forward) ([]byte, error) {
+	i := 0
+	if verbose {
+		i = 1
+	}
+	s.mu.Lock()
+	known := s.last[i]
+	s.mu.Unlock()
+	askCtx, cancel := ctx, context.CancelFunc(func() {})
+	recent := known.response != nil && now().Sub(known.at) < statusMemory
+	if recent {
+		askCtx, cancel = context.WithTimeout(ctx, statusPatience)
+	}
+	defer cancel()
+	response, err := next(askCtx, request)
+	if err != nil {
+		if recent && askCtx.Err() != nil && ctx.Err() == nil {
+			return known.response, nil
+		}
+		return nil, err
+	}
+	s.mu.Lock()
+	s.last[i].response, s.last[i].at = response, now()
+	s.mu.Unlock()
+	return response, nil
 }
 
 // setNetworkReady makes the condition NetworkReady crinetd's.

@@ -59,9 +59,11 @@ type Manager struct {
 	locks   locks
 	calls   calls
 	gates   gates
-	undo    *undoQueue
-	removed recentKeys
-	now     func() time.Time
+	// statuses are what the runtime last said of itself.
+	statuses statuses
+	undo     *undoQueue
+	removed  recentKeys
+	now      func() time.Time
 }
 
 // New returns a manager. Its Run must be called for it to retry and reconcile.

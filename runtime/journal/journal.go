@@ -52,6 +52,7 @@ var errClosed = errors.New("journal: closed")
 // Journal is an open journal.
 type Journal struct {
 	db      *bbolt.DB
+	frozen  error // why nothing can be changed; nil as a rule
 	changes chan change
 	done    chan struct{} // closed when the writer has ended
 
@@ -68,7 +69,8 @@ type change struct {
 // Open opens the journal in dir, making both where they are missing. A file that
 // cannot be read is moved aside with an error in the log, and an empty journal
 // takes its place: the caller recovers what it can from elsewhere. moved is the
-// name that the damaged file has then, or empty.
+// name that the damaged file has then, or empty. On a file system that is mounted
+// read-only what is there can be read, and every change fails.
 func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, "", fmt.Errorf("state dir: %w", err)
@@ -88,8 +90,13 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("journal %s: %w", path, err)
 	}
+	if db.IsReadOnly() {
+		err = fmt.Errorf("journal %s: the file system was read-only when crinetd started: %w; repair it and restart crinetd", path, syscall.EROFS)
+		log.Error("no pod can be networked, and no removal be recorded", "err", err)
+	}
 	j = &Journal{
 		db:      db,
+		frozen:  err,
 		changes: make(chan change, maxBatch),
 		done:    make(chan struct{}),
 	}
@@ -107,10 +114,12 @@ func openFile(path string) (db *bbolt.DB, err error) {
 			db, err = nil, damageError{fmt.Errorf("%v", p)}
 		}
 	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:      lockTimeout,
-		FreelistType: bbolt.FreelistMapType,
-	})
+	options := &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType}
+	db, err = bbolt.Open(path, 0o600, options)
+	if errors.Is(err, syscall.EROFS) {
+		options.ReadOnly = true
+		db, err = bbolt.Open(path, 0o600, options)
+	}
 	if err != nil {
 		return nil, openError(err)
 	}
@@ -136,18 +145,15 @@ func openError(err error) error {
 
 // prepare makes the buckets and checks that every record can be read.
 func prepare(db *bbolt.DB) error {
-	err := db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(recordsBucket)
-		if err != nil {
+	if !db.IsReadOnly() {
+		if err := makeBuckets(db); err != nil {
 			return err
 		}
-		_, err = tx.CreateBucketIfNotExists(metaBucket)
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	return db.View(func(tx *bbolt.Tx) error {
+		if tx.Bucket(recordsBucket) == nil || tx.Bucket(metaBucket) == nil {
+			return errors.New("it was never written to") // which only a read-only one can be
+		}
 		return tx.Bucket(recordsBucket).ForEach(func(key, data []byte) error {
 			_, err := decode(key, data)
 			if err != nil && !errors.Is(err, ErrNewer) {
@@ -155,6 +161,17 @@ func prepare(db *bbolt.DB) error {
 			}
 			return err
 		})
+	})
+}
+
+func makeBuckets(db *bbolt.DB) error {
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{recordsBucket, metaBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -253,8 +270,12 @@ func (j *Journal) change(bucket, key, value []byte) <-chan error {
 	done := make(chan error, 1)
 	j.mu.RLock()
 	defer j.mu.RUnlock()
-	if j.closed {
+	switch {
+	case j.closed:
 		done <- errClosed
+		return done
+	case j.frozen != nil:
+		done <- j.frozen
 		return done
 	}
 	j.changes <- change{bucket: bucket, key: key, value: value, done: done}

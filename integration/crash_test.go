@@ -1,0 +1,187 @@
+package integration_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/integration/node"
+	"github.com/crinet-project/crinet/integration/testplugin/script"
+	"github.com/crinet-project/crinet/runtime/failpoint"
+)
+
+// addPoints are the boundaries that a pod with a hostPort comes to on its way
+// up, in their order; see package failpoint.
+var addPoints = []string{
+	"forward RunPodSandbox before",
+	"journal attaching before", "journal attaching after",
+	"exec ADD bridge before", "exec ADD bridge after",
+	"exec ADD testplugin before", "exec ADD testplugin after",
+	"hairpin set before", "hairpin set after",
+	"hostPorts map before", "hostPorts map after",
+	"journal attached before", "journal attached after",
+	"answer ADD before", "answer ADD after",
+	"forward RunPodSandbox after",
+	"journal steps before", "journal steps after",
+}
+
+// delPoints are those on its way down.
+var delPoints = []string{
+	"forward StopPodSandbox before",
+	"hostPorts unmap before", "hostPorts unmap after",
+	"exec DEL testplugin before", "exec DEL testplugin after",
+	"exec DEL bridge before", "exec DEL bridge after",
+	"journal delete before", "journal delete after",
+	"answer DEL before", "answer DEL after",
+	"forward StopPodSandbox after",
+	"forward RemovePodSandbox before", "forward RemovePodSandbox after",
+}
+
+// failedDelPoints come when a plugin fails DEL.
+var failedDelPoints = []string{"journal detaching before", "journal detaching after"}
+
+// Killed at each boundary of a pod's life, crinetd leaves nothing behind once it
+// has come back and the pods are removed.
+func TestKilledAtFailPoint(t *testing.T) {
+	if os.Getenv("CRINET_TEST_BIN") != "" {
+		t.Skip("the binaries that CRINET_TEST_BIN names have no fail points")
+	}
+	t.Parallel()
+	t.Run("ADD", func(t *testing.T) {
+		t.Parallel()
+		n, client := newRecordedNode(t)
+		n.seesTraces(client)
+		for _, point := range addPoints {
+			n.arm(point)
+			pod, err := client.RunPod(n.ctx, n.portPod("up"))
+			if err == nil && !strings.HasPrefix(point, "journal steps") {
+				t.Errorf("%s: pod %s came up although crinetd died", point, pod.ID)
+			}
+			n.recoverFrom(point, client)
+		}
+	})
+	t.Run("DEL", func(t *testing.T) {
+		t.Parallel()
+		n, client := newRecordedNode(t)
+		for _, point := range append(delPoints, failedDelPoints...) {
+			pod, err := client.RunPod(n.ctx, n.portPod("down"))
+			if err != nil {
+				t.Fatalf("before %s: %v", point, err)
+			}
+			n.setRules()
+			if strings.HasPrefix(point, "journal detaching") {
+				n.setRules(script.Rule{Verb: "DEL", Do: script.Fail, Text: "not now"})
+			}
+			n.arm(point)
+			if err := pod.StopAndRemove(n.ctx); err == nil {
+				t.Errorf("%s: the pod's removal succeeded although crinetd died", point)
+			}
+			n.setRules()
+			n.recoverFrom(point, client)
+		}
+	})
+}
+
+// portPod is a pod with the hostPort 8080.
+func (n *testNode) portPod(name string) *runtimeapi.PodSandboxConfig {
+	return n.portPodAt(name, 8080)
+}
+
+// portPodAt is a pod with a hostPort.
+func (n *testNode) portPodAt(name string, port int32) *runtimeapi.PodSandboxConfig {
+	config := n.PodConfig(name)
+	config.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: port}}
+	return config
+}
+
+// arm makes crinetd die when it comes to the fail point.
+func (n *testNode) arm(point string) {
+	n.t.Helper()
+	n.ok(n.WriteFile(failpoint.File, point))
+}
+
+// recoverFrom sees that crinetd has died at the point, starts it again, removes
+// what the runtime has, and looks for what is left.
+func (n *testNode) recoverFrom(point string, client *node.Client) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
+	defer cancel()
+	if err := n.AwaitCrinetdEnd(ctx); err != nil {
+		n.t.Fatalf("%s was never reached: %v", point, err)
+	}
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.awaitNetwork(client, true)
+	began := time.Now()
+	n.removeAll(client)
+	if left := n.leftovers(); len(left) != 0 {
+		n.t.Errorf("%s: left behind:\n%s", point, strings.Join(left, "\n"))
+	}
+	n.t.Logf("%-32s clean after %v", point, time.Since(began).Round(time.Millisecond))
+}
+
+// removeAll removes all sandboxes, as a kubelet does that wants none.
+func (n *testNode) removeAll(client *node.Client) {
+	n.t.Helper()
+	for _, id := range n.sandboxIDs(client) {
+		_, stopErr := client.Runtime.StopPodSandbox(n.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+		_, removeErr := client.Runtime.RemovePodSandbox(n.ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+		if err := errors.Join(stopErr, removeErr); err != nil {
+			n.t.Errorf("remove sandbox %s: %v", id, err)
+		}
+	}
+}
+
+// leftovers waits until pods have left nothing on the node, in the journal and
+// in the hostPort table, and returns what is left all the same.
+func (n *testNode) leftovers() []string {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
+	defer cancel()
+	for {
+		left := n.traces()
+		if len(left) == 0 || ctx.Err() != nil {
+			return left
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// traces is what pods have on the node, in the journal and in the hostPort table.
+func (n *testNode) traces() []string {
+	n.t.Helper()
+	found, err := n.Leftovers(n.ctx)
+	n.ok(err)
+	states, err := n.PodStates(n.ctx)
+	n.ok(err)
+	for _, state := range states {
+		found = append(found, "journal record of "+state.Name+" "+state.SandboxID)
+	}
+	table, err := n.Run(n.ctx, "nft", "list", "table", "inet", "crinet")
+	n.ok(err)
+	for line := range strings.Lines(table) {
+		if strings.Contains(line, "comment") && strings.Contains(line, "default/") {
+			found = append(found, "nft "+strings.TrimSpace(line))
+		}
+	}
+	return found
+}
+
+// seesTraces checks that traces finds every kind of what a pod that is up has.
+func (n *testNode) seesTraces(client *node.Client) {
+	n.t.Helper()
+	pod, err := client.RunPod(n.ctx, n.portPod("traced"))
+	n.ok(err)
+	found := strings.Join(n.traces(), "\n")
+	for _, kind := range []string{"sandbox ", "address ", "veth ", "network namespace ", "crinetd result ", "journal record ", "nft "} {
+		if !strings.Contains(found, kind) {
+			n.t.Errorf("a pod's %sis not found on the node:\n%s", kind, found)
+		}
+	}
+	n.ok(pod.StopAndRemove(n.ctx))
+	n.clean()
+}

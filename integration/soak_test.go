@@ -1,0 +1,282 @@
+package integration_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/integration/node"
+)
+
+// soak is how long the tests of this file go on: SOAK, such as 2h, or the short
+// time that every run of the tests has for them.
+func soak(t *testing.T, short time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv("SOAK")
+	if text == "" {
+		return short
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("SOAK: %v", err)
+	}
+	return d
+}
+
+// soakSeed is SOAK_SEED, which repeats the choices of an earlier run, or a new
+// one.
+func soakSeed(t *testing.T) uint64 {
+	t.Helper()
+	text := os.Getenv("SOAK_SEED")
+	if text == "" {
+		return rand.Uint64()
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("SOAK_SEED: %v", err)
+	}
+	return seed
+}
+
+const (
+	// killWorkers run pods side by side while daemons are killed.
+	killWorkers = 3
+	// killRound is how long daemons are killed between two looks at the node.
+	killRound = 7 * time.Second
+	// killPause and killSpread are the least time between two kills, and how much
+	// more it may be.
+	killPause, killSpread = 200 * time.Millisecond, 1500 * time.Millisecond
+	// killCall bounds each call, as the kubelet does.
+	killCall = 20 * time.Second
+)
+
+// Killed at random moments under load, crinetd, containerd and both together
+// leave nothing behind. SOAK says for how long, SOAK_SEED repeats a run.
+func TestRandomKills(t *testing.T) {
+	t.Parallel()
+	seed, end := soakSeed(t), time.Now().Add(soak(t, 20*time.Second))
+	n, client := newRecordedNode(t)
+	random := rand.New(rand.NewPCG(seed, 0))
+	victims := [][]string{{"crinetd"}, {"containerd"}, {"crinetd", "containerd"}}
+	kills, pods, rounds := 0, 0, 0
+	for ; time.Now().Before(end) || rounds < len(victims); rounds++ {
+		victim := victims[rounds%len(victims)]
+		ctx, stop := context.WithTimeout(n.ctx, killRound)
+		var load sync.WaitGroup
+		counts := make([]int, killWorkers)
+		for i := range killWorkers {
+			load.Go(func() { counts[i] = n.podsUntil(ctx, client, fmt.Sprintf("r%d-w%d", rounds, i), int32(10000*(i+1))) })
+		}
+		kills += n.killUntil(ctx, random, victim)
+		load.Wait()
+		stop()
+		for _, count := range counts {
+			pods += count
+		}
+		n.awaitNetwork(client, true)
+		n.removeAll(client)
+		if left := n.leftovers(); len(left) != 0 {
+			t.Fatalf("seed %d, round %d, killing %q: left behind:\n%s", seed, rounds, victim, strings.Join(left, "\n"))
+		}
+	}
+	t.Logf("seed %d: %d rounds, %d kills, %d pods came up and were removed", seed, rounds, kills, pods)
+	if kills == 0 || pods == 0 {
+		t.Error("nothing was killed, or no pod ever came up")
+	}
+}
+
+// killUntil kills the victims at random moments and starts them again, until
+// ctx ends. They run then.
+func (n *testNode) killUntil(ctx context.Context, random *rand.Rand, victims []string) (kills int) {
+	n.t.Helper()
+	kill := map[string]func() error{"crinetd": n.KillCrinetd, "containerd": n.KillContainerd}
+	start := map[string]func() error{
+		"crinetd":    func() error { return n.StartCrinetd(n.ctx, cniFlags...) },
+		"containerd": func() error { return n.StartContainerd(n.ctx) },
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return kills
+		case <-time.After(killPause + time.Duration(random.Int64N(int64(killSpread)))):
+		}
+		for _, victim := range victims {
+			n.ok(kill[victim]())
+			kills++
+		}
+		for _, victim := range victims {
+			n.ok(start[victim]())
+		}
+	}
+}
+
+// podsUntil runs and removes one pod after the other until ctx ends, and counts
+// those that came up. It goes on after failures, and removes a pod until that
+// worked, as a kubelet does.
+func (n *testNode) podsUntil(ctx context.Context, client *node.Client, name string, port int32) (up int) {
+	for i := 0; ctx.Err() == nil; i++ {
+		config := n.portPodAt(fmt.Sprintf("%s-%d", name, i), port+int32(i%9000))
+		runCtx, cancel := context.WithTimeout(n.ctx, killCall)
+		pod, err := client.RunPod(runCtx, config)
+		cancel()
+		if err != nil {
+			n.removeNamed(client, config.GetMetadata().GetName())
+			time.Sleep(20 * time.Millisecond) // not a busy loop while nobody answers
+			continue
+		}
+		up++
+		for {
+			stopCtx, cancel := context.WithTimeout(n.ctx, killCall)
+			err := pod.StopAndRemove(stopCtx)
+			cancel()
+			if err == nil || n.ctx.Err() != nil {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	return up
+}
+
+// removeNamed removes what a call that failed may have left at the runtime, as
+// far as that answers; the rest is removed with the next one, or at the end.
+func (n *testNode) removeNamed(client *node.Client, name string) {
+	ctx, cancel := context.WithTimeout(n.ctx, killCall)
+	defer cancel()
+	resp, err := client.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		LabelSelector: map[string]string{"io.kubernetes.pod.name": name},
+	}})
+	if err != nil {
+		return
+	}
+	for _, sandbox := range resp.GetItems() {
+		if _, err := client.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox.GetId()}); err == nil {
+			_, _ = client.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox.GetId()})
+		}
+	}
+}
+
+// heapSpread is what the heap's size varies by, in bytes, besides the few
+// megabytes that crinetd remembers of the last pods.
+const heapSpread = 8 << 20
+
+// size is what crinetd and the node need while no pod runs.
+type size struct {
+	goroutines, fds, rss, journal, links, elements float64
+
+	heap float64 // at which Go collects garbage: twice what is alive
+}
+
+// Pods that come and go in large numbers leave crinetd and the kernel as they
+// were after the first of them. SOAK says for how long.
+func TestPodsInALoop(t *testing.T) {
+	t.Parallel()
+	pods, workers := 40, 8
+	if os.Getenv("SOAK") != "" {
+		pods = 110
+	}
+	n, client := newRecordedNode(t)
+	end := time.Now().Add(soak(t, 20*time.Second))
+	var first, last size
+	rounds := 0
+	for ; time.Now().Before(end) || rounds < 2; rounds++ {
+		n.manyPods(client, pods, workers)
+		n.clean()
+		if rounds == 0 {
+			first = n.size()
+			continue
+		}
+		n.eventually(fmt.Sprintf("as small as after the first round: %+v", first), func() bool {
+			last = n.size()
+			return last.goroutines <= first.goroutines+5 && last.fds <= first.fds+5 &&
+				last.links <= first.links && last.elements <= first.elements &&
+				last.journal <= 2*first.journal && last.rss <= 2*first.rss && last.heap <= first.heap+heapSpread
+		})
+	}
+	t.Logf("%d rounds of %d pods with hostPorts; first %+v, last %+v", rounds, pods, first, last)
+}
+
+// manyPods has that many pods up at once, each with a hostPort, and removes them.
+func (n *testNode) manyPods(client *node.Client, pods, workers int) {
+	n.t.Helper()
+	up := make([]*node.Pod, pods)
+	each := func(do func(i int) error) {
+		indices := make(chan int)
+		var group sync.WaitGroup
+		for range workers {
+			group.Go(func() {
+				for i := range indices {
+					if err := do(i); err != nil {
+						n.t.Error(err)
+					}
+				}
+			})
+		}
+		for i := range pods {
+			indices <- i
+		}
+		close(indices)
+		group.Wait()
+	}
+	each(func(i int) (err error) {
+		config := n.portPodAt(fmt.Sprintf("many-%d", i), int32(9000+i))
+		config.PortMappings = append(config.PortMappings, &runtimeapi.PortMapping{
+			Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: int32(9000 + i)})
+		up[i], err = client.RunPod(n.ctx, config)
+		return err
+	})
+	each(func(i int) error {
+		if up[i] == nil {
+			return nil
+		}
+		return up[i].StopAndRemove(n.ctx)
+	})
+}
+
+// size measures.
+func (n *testNode) size() size {
+	n.t.Helper()
+	metrics := n.metrics()
+	journal, err := os.Stat(n.Path("/var/lib/crinet/journal.db"))
+	n.ok(err)
+	links, err := n.Run(n.ctx, "ip", "-o", "link")
+	n.ok(err)
+	table, err := n.Run(n.ctx, "nft", "list", "table", "inet", "crinet")
+	n.ok(err)
+	return size{
+		goroutines: metrics["go_goroutines"], fds: metrics["process_open_fds"], rss: metrics["process_resident_memory_bytes"],
+		heap: metrics["go_memstats_next_gc_bytes"], journal: float64(journal.Size()), links: float64(strings.Count(links, "\n")), elements: float64(strings.Count(table, "\n")),
+	}
+}
+
+// metrics reads crinetd's metrics that have no labels.
+func (n *testNode) metrics() map[string]float64 {
+	n.t.Helper()
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", n.Path("/run/crinet/admin.sock"))
+	}}
+	req, err := http.NewRequestWithContext(n.ctx, http.MethodGet, "http://crinetd/metrics", nil)
+	n.ok(err)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	n.ok(err)
+	defer resp.Body.Close()
+	values := make(map[string]float64)
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil {
+			values[name] = v
+		}
+	}
+	return values
+}
