@@ -23,8 +23,8 @@ const notReadyReason = "NetworkPluginNotReady"
 const infoKey = "crinet"
 
 // Status is CRI's Status: the runtime's answer, or its last one if it takes
-// long, in which the condition
-// NetworkReady is crinetd's, from memory. With verbose, info.crinet tells more.
+// long, in which the condition NetworkReady is crinetd's, from memory. With
+// verbose, info.crinet tells more.
 // Under noop the condition stays the runtime's, with what noop has to report.
 func (m *Manager) Status(ctx context.Context, request []byte, next proxy.Forward) ([]byte, error) {
 	var req runtimeapi.StatusRequest

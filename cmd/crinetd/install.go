@@ -19,6 +19,9 @@ import (
 // CNI configuration is seen to be crinet's.
 const installInterval = 5 * time.Second
 
+// firstTimeout bounds the question at start, which serving waits for.
+const firstTimeout = 2 * time.Second
+
 // askTimeout bounds one question for the version of a runtime that is up.
 const askTimeout = 10 * time.Second
 
@@ -42,13 +45,29 @@ func (d *daemon) install(ctx context.Context, group *errgroup.Group) error {
 		}
 		return err
 	}
-	// The runtime may be down. Until it says what it is, what an earlier run
-	// found out is the best guess.
-	if err := d.installFor(i, i.Installed()); err != nil {
+	if err := d.installFor(i, d.firstVersion(ctx, i)); err != nil {
 		return err
 	}
 	group.Go(func() error { d.keepInstalled(ctx, i); return nil })
 	return nil
+}
+
+// firstVersion is the CNI version to begin with: what an earlier run found out,
+// or what the runtime says now. It may be down, and then the oldest must do until
+// it is up. Guessing and correcting it at once would be worse than asking: every
+// change has containerd read its conf dir anew, and an ADD that hangs at that
+// moment would hold up all others.
+func (d *daemon) firstVersion(ctx context.Context, i install.Installer) string {
+	if cniVersion, ok := i.Installed(); ok {
+		return cniVersion
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
+	defer cancel()
+	v, err := runtimeapi.NewRuntimeServiceClient(d.proxy.Upstream()).Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		d.log.Info("the container runtime does not answer yet", "endpoint", d.options.ContainerRuntimeEndpoint, "err", err)
+	}
+	return install.CNIVersion(v.GetRuntimeName(), v.GetRuntimeVersion())
 }
 
 // keepInstalled asks the runtime for its version, as soon as it is up and again

@@ -28,6 +28,12 @@ const (
 	networkName = "crinet"
 )
 
+// The CNI versions of the configuration.
+const (
+	oldVersion = "1.0.0"
+	newVersion = "1.1.0"
+)
+
 // capabilities are the capability args that the runtime is asked to pass:
 // containerd gives what is declared and nothing else. What the selected
 // network's plugins get of them, their own declarations say.
@@ -57,22 +63,22 @@ type Installer struct {
 func CNIVersion(runtimeName, runtimeVersion string) string {
 	major, _, _ := strings.Cut(strings.TrimPrefix(runtimeVersion, "v"), ".")
 	if n, err := strconv.Atoi(major); err == nil && runtimeName == "containerd" && n >= 2 {
-		return "1.1.0"
+		return newVersion
 	}
-	return "1.0.0"
+	return oldVersion
 }
 
-// Installed is the CNI version of the configuration that stands, or 1.0.0 when
-// there is none.
-func (i Installer) Installed() string {
+// Installed is the CNI version of the configuration that stands, if one does
+// that crinetd wrote.
+func (i Installer) Installed() (cniVersion string, ok bool) {
 	var conf struct {
 		CNIVersion string `json:"cniVersion"`
 	}
 	data, err := os.ReadFile(filepath.Join(i.ConfDir, ConfListName))
-	if err == nil && json.Unmarshal(data, &conf) == nil && conf.CNIVersion == "1.1.0" {
-		return conf.CNIVersion
+	if err != nil || json.Unmarshal(data, &conf) != nil {
+		return "", false
 	}
-	return "1.0.0"
+	return conf.CNIVersion, conf.CNIVersion == oldVersion || conf.CNIVersion == newVersion
 }
 
 // Install makes shim and configuration stand, in this order, and says whether

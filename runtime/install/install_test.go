@@ -49,8 +49,8 @@ func TestInstallWritesOnceAndRemoves(t *testing.T) {
 	if list.CNIVersion != "1.1.0" || list.Plugins[0].Network.Type != PluginName || !list.Plugins[0].Network.Capabilities["portMappings"] {
 		t.Errorf("the runtime reads %s", list.Bytes)
 	}
-	if got := i.Installed(); got != "1.1.0" {
-		t.Errorf("Installed() = %s, want what was installed", got)
+	if got, ok := i.Installed(); got != "1.1.0" || !ok {
+		t.Errorf("Installed() = %s, %v; want what was installed", got, ok)
 	}
 	info, err := os.Stat(filepath.Join(i.BinDir, PluginName))
 	if err != nil || info.Mode() != 0o755 {
@@ -78,7 +78,7 @@ func TestInstallMendsWhatOthersChanged(t *testing.T) {
 	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got := i.Installed(); got != "1.0.0" {
+	if got, ok := i.Installed(); ok {
 		t.Errorf("Installed() of a broken file = %s", got)
 	}
 	if changed, err := i.Install("1.0.0"); err != nil || !changed {
