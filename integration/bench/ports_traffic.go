@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -214,11 +215,37 @@ func connectOnce(addr *netPort) (err error) {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait),
 		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
-		unix.Connect(fd, addr),
+		connectFD(fd, addr),
 	); err != nil {
 		return err
 	}
-	_, err = unix.Read(fd, make([]byte, 1))
+	for {
+		_, err = unix.Read(fd, make([]byte, 1))
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// connectFD connects. A signal, such as the runtime's own, interrupts the wait
+// for the connection and not the connecting (connect(2), EINTR).
+func connectFD(fd int, addr unix.Sockaddr) error {
+	err := unix.Connect(fd, addr)
+	for errors.Is(err, unix.EINTR) {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if _, err = unix.Poll(ready, 5000); err == nil {
+			return connectResult(fd)
+		}
+	}
+	return err
+}
+
+// connectResult is how connecting ended (SO_ERROR, socket(7)).
+func connectResult(fd int) error {
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = syscall.Errno(errno)
+	}
 	return err
 }
 
