@@ -10,6 +10,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crinet-project/crinet/noop"
 	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/journal"
 	"github.com/crinet-project/crinet/runtime/proxy"
@@ -83,10 +84,7 @@ func New(c Config) *Manager {
 }
 
 // Networks says whether crinetd networks the pods; under noop the runtime does.
-func (m *Manager) networks() bool { return m.Plugin.Name() != noopName }
-
-// noopName is the name of the one plugin that leaves networking to the runtime.
-const noopName = "noop"
+func (m *Manager) networks() bool { return m.Plugin.Name() != noop.Name }
 
 // detach undoes an attachment and takes it out of the journal. The caller holds
 // the attachment's lock. When it fails the record says so and the undo queue

@@ -16,14 +16,17 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/probe"
 )
 
 const (
 	// ConfListName is the configuration's file name: the first in the order in
 	// which runtimes choose.
-	ConfListName = "00-crinet.conflist"
+	ConfListName = config.OwnFile
 	// PluginName is the shim's file name, the plugin type of the configuration.
-	PluginName = "crinet"
+	PluginName = probe.ShimType
 	// networkName is the name of the network that the runtime sees.
 	networkName = "crinet"
 )
