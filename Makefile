@@ -11,10 +11,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration soak critest lint bench demo clean
+.PHONY: help build tools test unit integration integration-own soak critest lint bench demo clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build crinetd, crinet and crinetctl into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -43,6 +43,10 @@ else
 	@integration/tools/build node
 	$(GO) test -race -timeout 30m ./integration/...
 endif
+
+integration-own: ## run them with a CNI conf dir that is containerd's own on each node (root), without the soak
+	@integration/tools/build node
+	CRINET_TEST_CONF_DIR=own $(GO) test -race -count=1 -timeout 30m -skip 'TestRandomKills|TestPodsInALoop' ./integration
 
 critest: build ## run the CRI conformance tests at containerd and through crinetd, and compare (root)
 	@integration/tools/build node critest

@@ -31,8 +31,12 @@ type Attachment struct {
 	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
 	// Result is what ADD returned, in the list's CNI version; empty before.
 	Result json.RawMessage `json:"result,omitempty"`
-	// Note is the caller's; SetUpPod keeps it in libcni's cache, for the case that
-	// the cache is all that is left. It must be JSON, and is not stored itself.
+	// CacheDir is the libcni cache that holds the attachment's entry, if that is
+	// not --cni-cache-dir: that of another program, which made the attachment.
+	CacheDir string `json:"cacheDir,omitempty"`
+	// Note is the caller's: SetUpPod keeps it in libcni's cache, in case the
+	// cache is all that is left, and Cached returns it. It must be JSON. It is
+	// not part of the attachment's own JSON.
 	Note json.RawMessage `json:"-"`
 }
 
@@ -45,7 +49,17 @@ func (a *Attachment) list() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// runtimeConf gives the attachment's arguments in libcni's form.
+// HasCheck reports whether the attachment's chain has a CHECK: the verb came with
+// CNI 0.4.0, and the list can switch it off.
+func (a *Attachment) HasCheck() (bool, error) {
+	list, err := a.list()
+	if err != nil {
+		return false, err
+	}
+	return !list.DisableCheck && atLeast(list.CNIVersion, "0.4.0"), nil
+}
+
+// runtimeConf returns the attachment's arguments in libcni's form.
 func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
 	capabilities := make(map[string]any, len(a.CapabilityArgs)+1)
 	for name, value := range a.CapabilityArgs {
@@ -63,8 +77,8 @@ func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
 	}
 }
 
-// prevResult is the stored result as DEL and CHECK get it, or nil when there is
-// none or the list's version (before 0.4.0) does not pass one.
+// prevResult returns the stored result as DEL and CHECK get it, or nil if there
+// is none or the list's version does not pass one (before 0.4.0).
 func (a *Attachment) prevResult(cniVersion string) (types.Result, error) {
 	if len(a.Result) == 0 || !atLeast(cniVersion, "0.4.0") {
 		return nil, nil

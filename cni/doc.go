@@ -3,11 +3,14 @@
 //
 // An [Attachment] holds everything that one attachment of a sandbox to a
 // network was made with. SetUpPod runs ADD over the chain, TearDownPod runs DEL
-// over the same chain in reverse; both read the attachment and nothing else, so
-// that a DEL years later, after the conf dir has changed or gone, is the DEL of
-// the ADD that was run. The caller keeps the attachment (in its journal) and
-// serialises the calls for one attachment; calls for different attachments run
-// side by side, and this package holds no lock.
+// over the same chain in reverse. Both read the attachment and nothing else, so
+// that DEL matches the ADD that was run, whatever has become of the conf dir.
+// The caller keeps the attachment (in its journal) and makes the calls for one
+// attachment one after another. Calls for different attachments run side by
+// side; only the lanes of ADD, DEL and CHECK bound how many.
+//
+// An error that a plugin printed is a [wire.Error]; a run that failed without
+// one is a [pluginexec.Error], which names the plugin and its stderr.
 //
 // Sources: CNI spec 1.1.0, sections 2 (execution protocol) and 3 (execution of
 // network configurations); CNI conventions (capability args).

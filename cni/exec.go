@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/crinet-project/crinet/cni/pluginexec"
+	"github.com/crinet-project/crinet/cni/wire"
 )
 
 // Runner runs one plugin binary to its end; [pluginexec.Exec] is the real one.
@@ -30,7 +31,7 @@ type execAdapter struct {
 var _ invoke.Exec = (*execAdapter)(nil)
 
 // ExecPlugin runs the plugin with the CNI variables of environ alone: libcni
-// offers the daemon's whole environment, which is not the plugins' business.
+// passes the daemon's whole environment.
 func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	env := make([]string, 0, 6)
 	for _, kv := range environ {
@@ -45,17 +46,37 @@ func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte,
 	return nil, pluginError(path, stdout, err)
 }
 
-// pluginError turns a failed run into the plugin's own error where it printed
-// one (CNI spec, section Error), so that its code reaches the runtime.
+// runPlugin runs the plugin of that type in dirs, with a verb that prints no
+// result.
+func (e *execAdapter) runPlugin(ctx context.Context, typ string, dirs []string, stdin []byte, args *invoke.Args) error {
+	path, err := FindPlugin(typ, dirs)
+	if err != nil {
+		return err
+	}
+	args.Path = strings.Join(dirs, ":")
+	return invoke.ExecPluginWithoutResult(ctx, path, stdin, args, e)
+}
+
+// pluginError turns a failed run into the error that the plugin printed, if it
+// printed one (CNI spec, section Error), so that its code reaches the runtime.
 func pluginError(path string, stdout []byte, err error) error {
 	if !errors.Is(err, pluginexec.ErrExit) {
 		return err
 	}
-	var said types.Error
+	var said wire.Error
 	if json.Unmarshal(stdout, &said) != nil || (said.Code == 0 && said.Msg == "") {
 		return err
 	}
 	return fmt.Errorf("plugin %s: %w", filepath.Base(path), &said)
+}
+
+// cniError converts an error that libcni itself made to crinet's type.
+func cniError(err error) error {
+	var theirs *types.Error
+	if errors.As(err, &theirs) {
+		return &wire.Error{Code: theirs.Code, Msg: theirs.Msg, Details: theirs.Details}
+	}
+	return err
 }
 
 // FindInPath is FindPlugin for libcni.
@@ -63,8 +84,9 @@ func (e *execAdapter) FindInPath(plugin string, dirs []string) (string, error) {
 	return FindPlugin(plugin, dirs)
 }
 
-// FindPlugin returns the path of the first executable with the plugin's name.
-// The name comes from a file, so that one with a path in it is refused.
+// FindPlugin returns the path of the first executable in dirs with the plugin's
+// name. The name comes from a configuration file; one with a path in it is
+// refused.
 func FindPlugin(plugin string, dirs []string) (string, error) {
 	if plugin == "" || plugin != filepath.Base(plugin) || plugin == "." || plugin == ".." {
 		return "", fmt.Errorf("plugin type %q is not a file name", plugin)

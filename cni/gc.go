@@ -5,28 +5,63 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/crinet-project/crinet/config"
 )
 
 // noteCapability carries [Attachment.Note] into libcni's cache, which keeps all
-// capability args. No plugin can declare the name, so that none gets it.
+// capability args. No plugin gets it, since none declares that name.
 const noteCapability = "crinet/note"
 
-// Cached returns the attachments that libcni's cache holds (--cni-cache-dir):
-// those whose ADD succeeded and whose DEL has not. What cannot be read there is
-// left out. They are as ADD had them.
-func (p *Plugin) Cached() ([]Attachment, error) {
-	entries, err := p.libcni.GetCachedAttachments("")
+// Cached returns the attachments in libcni's cache (--cni-cache-dir), of one
+// container or, with an empty id, of all: those whose ADD succeeded and whose DEL
+// has not, as ADD had them. It leaves out entries that cannot be read.
+func (p *Plugin) Cached(containerID string) ([]Attachment, error) {
+	return cached(p.libcni, p.config.CacheDir, containerID)
+}
+
+// ForeignCache is the libcni cache of another program, such as containerd, that
+// made attachments on this node.
+type ForeignCache struct {
+	plugin *Plugin
+	dir    string
+}
+
+// ForeignCache returns the cache in dir.
+func (p *Plugin) ForeignCache(dir string) *ForeignCache { return &ForeignCache{p, dir} }
+
+// Cached is [Plugin.Cached] for the other program's attachments, without those to
+// crinet's shim and without loopback interfaces. They have their CacheDir set: TearDownPod removes their entries, which that program leaves
+// there when somebody else calls the plugins' DEL.
+func (c *ForeignCache) Cached(containerID string) ([]Attachment, error) {
+	all, err := cached(c.plugin.libcniIn(c.dir), c.dir, containerID)
+	var attachments []Attachment
+	for _, a := range all {
+		if a.Network != config.OwnNetwork && a.IfName != "lo" {
+			a.CacheDir = c.dir
+			attachments = append(attachments, a)
+		}
+	}
+	return attachments, err
+}
+
+// libcniIn returns a libcni that works with another cache.
+func (p *Plugin) libcniIn(cacheDir string) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(p.config.BinDirs, cacheDir, p.exec)
+}
+
+func cached(cache *libcni.CNIConfig, dir, containerID string) ([]Attachment, error) {
+	entries, err := cache.GetCachedAttachments(containerID)
 	if err != nil {
-		return nil, fmt.Errorf("read the cache in %s: %w", p.config.CacheDir, err)
+		return nil, fmt.Errorf("read the cache in %s: %w", dir, err)
 	}
 	var attachments []Attachment
 	for _, e := range entries {
-		a, err := p.fromCache(e)
+		a, err := fromCache(cache, e)
 		if err == nil {
 			attachments = append(attachments, *a)
 		}
@@ -34,7 +69,7 @@ func (p *Plugin) Cached() ([]Attachment, error) {
 	return attachments, nil
 }
 
-func (p *Plugin) fromCache(e *libcni.NetworkAttachment) (*Attachment, error) {
+func fromCache(cache *libcni.CNIConfig, e *libcni.NetworkAttachment) (*Attachment, error) {
 	a := &Attachment{
 		ContainerID: e.ContainerID, NetNS: e.NetNS, IfName: e.IfName, Args: e.CniArgs,
 		Network: e.Network, ConfList: e.Config, CapabilityArgs: make(map[string]json.RawMessage),
@@ -52,19 +87,25 @@ func (p *Plugin) fromCache(e *libcni.NetworkAttachment) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	result, err := p.libcni.GetNetworkListCachedResult(list, a.runtimeConf())
+	result, err := cache.GetNetworkListCachedResult(list, a.runtimeConf())
 	if err != nil || result == nil {
-		return a, nil // DEL does without
+		return a, nil // DEL does not need it
 	}
 	a.Result, err = json.Marshal(result)
 	return a, err
 }
 
-// GC tells the plugins of a network which of its attachments are valid (CNI
-// spec 1.1.0, section GC); what else they hold for it they free. Lists that are
-// older or switch GC off have nothing to be told. Each plugin is told, and the
-// errors of all are returned. The caller sees to it that no ADD of the network
-// is under way.
+// CollectsGarbage reports whether GC does anything for a network.
+func (p *Plugin) CollectsGarbage(confList json.RawMessage) bool {
+	list, err := libcni.NetworkConfFromBytes(confList)
+	return err == nil && !list.DisableGC && atLeast(list.CNIVersion, "1.1.0")
+}
+
+// GC tells the plugins of a network which of its attachments are valid, so that
+// they free what they hold for others (CNI spec 1.1.0, section GC). It does
+// nothing for a list that is older or switches GC off. Each plugin is told, and
+// the errors of all are returned. The caller makes sure that no ADD of the
+// network is under way.
 func (p *Plugin) GC(ctx context.Context, confList json.RawMessage, valid []types.GCAttachment) error {
 	list, err := libcni.NetworkConfFromBytes(confList)
 	if err != nil {
@@ -76,7 +117,7 @@ func (p *Plugin) GC(ctx context.Context, confList json.RawMessage, valid []types
 	if valid == nil {
 		valid = []types.GCAttachment{} // null would be no list
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+	ctx, cancel := limited(ctx, p.config.Timeout)
 	defer cancel()
 	var errs []error
 	for _, plugin := range list.Plugins {
@@ -88,10 +129,6 @@ func (p *Plugin) GC(ctx context.Context, confList json.RawMessage, valid []types
 }
 
 func (p *Plugin) gcPlugin(ctx context.Context, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, valid []types.GCAttachment) error {
-	path, err := p.exec.FindInPath(plugin.Network.Type, p.config.BinDirs)
-	if err != nil {
-		return err
-	}
 	conf, err := libcni.InjectConf(plugin, map[string]any{
 		"name": list.Name, "cniVersion": list.CNIVersion,
 		"cni.dev/valid-attachments": valid,
@@ -101,7 +138,5 @@ func (p *Plugin) gcPlugin(ctx context.Context, list *libcni.NetworkConfigList, p
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	return invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, &invoke.Args{
-		Command: "GC", Path: strings.Join(p.config.BinDirs, ":"),
-	}, p.exec)
+	return p.exec.runPlugin(ctx, plugin.Network.Type, p.config.BinDirs, conf.Bytes, &invoke.Args{Command: "GC"})
 }

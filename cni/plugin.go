@@ -17,8 +17,7 @@ import (
 	"github.com/crinet-project/crinet/config"
 )
 
-// Name is the network plugin's name, as --network-plugin and the journal have
-// it.
+// Name is the network plugin's name for --network-plugin and in the journal.
 const Name = "cni"
 
 // Config is what a [Plugin] works with. All fields but Ready are required.
@@ -29,34 +28,36 @@ type Config struct {
 	CacheDir string
 	// Timeout bounds one run of one chain (--cni-timeout).
 	Timeout time.Duration
-	// Selected returns the network that new pods get, or why there is none. It
-	// answers from memory.
+	// Selected returns the network that new pods get, or why there is none,
+	// from memory.
 	Selected func() (*config.Network, error)
-	// PodCIDRs returns the node's pod CIDRs, none while they are not known. It
-	// answers from memory.
+	// PodCIDRs returns the node's pod CIDRs, none while they are not known,
+	// from memory.
 	PodCIDRs func() []netip.Prefix
-	// Ready, which may be nil, says what else a network lacks before pods can
-	// be added to it. It answers from memory.
+	// Ready, which may be nil, returns what else a network lacks before pods
+	// can be added to it, from memory.
 	Ready func(*config.Network) error
 	// StatusGrace is how long the STATUS of a network that was good may fail
 	// before it counts (--cni-status-grace).
 	StatusGrace time.Duration
-	// MaxChains bounds how many chains run ADD, DEL or CHECK at once
-	// (--cni-max-chains); 0 sets no bound.
+	// MaxChains bounds how many chains run ADD at once, and likewise DEL and
+	// CHECK (--cni-max-chains); 0 sets no bound. A chain that runs longer than
+	// ten seconds does not count any more.
 	MaxChains int
 	// Runner runs the binaries.
 	Runner Runner
 	Log    *slog.Logger
 }
 
-// Plugin is the CNI network plugin. Its only state is what [Plugin.RunStatus]
-// found out; it may be used from many goroutines.
+// Plugin is the CNI network plugin. Its only state is the last answer that
+// [Plugin.RunStatus] got and the lanes. It is safe for concurrent use.
 type Plugin struct {
 	config Config
 	libcni *libcni.CNIConfig
 	exec   *execAdapter
 	status *statusWatch
-	chains limit
+
+	add, del, check *lane
 }
 
 // New returns a CNI network plugin.
@@ -67,14 +68,16 @@ func New(c Config) *Plugin {
 		libcni: libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, exec),
 		exec:   exec,
 		status: newStatusWatch(),
-		chains: newLimit(c.MaxChains),
+		add:    newLane("ADD", c.MaxChains),
+		del:    newLane("DEL", c.MaxChains),
+		check:  newLane("CHECK", c.MaxChains),
 	}
 }
 
 // Name returns "cni".
 func (p *Plugin) Name() string { return Name }
 
-// Status returns nil when new pods can get a network, or why they cannot. It
+// Status returns nil if new pods can get a network, or why they cannot. It
 // answers from memory and never runs a plugin.
 func (p *Plugin) Status() error {
 	network, err := p.network()
@@ -89,7 +92,7 @@ func (p *Plugin) Status() error {
 	return p.statusError(network.Name)
 }
 
-// network is the selected network, if what crinetd has to give it is there.
+// network returns the selected network, or why it cannot be used now.
 func (p *Plugin) network() (*config.Network, error) {
 	network, err := p.config.Selected()
 	if err != nil {
@@ -120,90 +123,75 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 
 // SetUpPod runs ADD over the chain and returns its result, in the list's CNI
 // version. After an error part of the chain may have been added: the caller
-// calls TearDownPod, as the CNI spec asks (section 3, "Attachment").
-func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (json.RawMessage, error) {
-	list, err := a.list()
-	if err != nil {
-		return nil, err
-	}
-	leave, err := p.chains.enter(ctx)
-	if err != nil {
-		return nil, failed("ADD", a, err)
-	}
-	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
-	defer cancel()
-	result, err := p.libcni.AddNetworkList(ctx, list, a.runtimeConf())
-	if err != nil {
-		return nil, p.explain(ctx, "ADD", a, err)
-	}
-	if result == nil {
-		return nil, p.explain(ctx, "ADD", a, errors.New("no plugin of the chain returned a result"))
-	}
-	data, err := json.Marshal(result)
-	if err != nil {
-		return nil, p.explain(ctx, "ADD", a, fmt.Errorf("result: %w", err))
-	}
-	return data, nil
+// calls TearDownPod, as the CNI spec asks (section 3, "Attachment"). If ctx has
+// a deadline, a plugin that hangs is ended shortly before it.
+func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (result json.RawMessage, err error) {
+	err = p.run(ctx, p.add, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
+		added, err := p.libcni.AddNetworkList(ctx, list, a.runtimeConf())
+		if err != nil {
+			return err
+		}
+		if added == nil {
+			return errors.New("no plugin of the chain returned a result")
+		}
+		result, err = json.Marshal(added)
+		return err
+	})
+	return result, err
 }
 
 // CheckPod runs CHECK over the chain with the result of ADD. It returns nil for
-// lists that are older than CHECK (0.4.0) or switch it off.
+// an attachment that has no CHECK.
 func (p *Plugin) CheckPod(ctx context.Context, a *Attachment) error {
+	if has, err := a.HasCheck(); err != nil || !has {
+		return err
+	}
+	return p.run(ctx, p.check, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
+		for _, plugin := range list.Plugins {
+			if err := p.call(ctx, "CHECK", list, plugin, a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// run runs an attachment's chain, once there is a place in the verb's lane, and
+// says in an error which verb failed for which sandbox.
+func (p *Plugin) run(ctx context.Context, l *lane, a *Attachment, chain func(context.Context, *libcni.NetworkConfigList) error) error {
 	list, err := a.list()
 	if err != nil {
 		return err
 	}
-	if list.DisableCheck || !atLeast(list.CNIVersion, "0.4.0") {
-		return nil
-	}
-	leave, err := p.chains.enter(ctx)
-	if err != nil {
-		return failed("CHECK", a, err)
-	}
-	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+	ctx, cancel := beforeDeadline(ctx)
 	defer cancel()
-	for _, plugin := range list.Plugins {
-		if err := p.call(ctx, "CHECK", list, plugin, a); err != nil {
-			return p.explain(ctx, "CHECK", a, err)
-		}
+	leave, err := l.enter(ctx)
+	if err == nil {
+		defer leave()
+		ctx, cancel := limited(ctx, p.config.Timeout)
+		defer cancel()
+		err = chain(ctx, list)
+	}
+	if err != nil {
+		return fmt.Errorf("network %q: %s of sandbox %s: %w", a.Network, l.verb, a.ContainerID, cniError(err))
 	}
 	return nil
 }
 
 // NetworkStatus runs STATUS over the chain of a network (CNI spec 1.1.0,
-// section STATUS); lists that are older always count as ready.
+// section STATUS). A list that is older than STATUS always counts as ready.
 func (p *Plugin) NetworkStatus(ctx context.Context, network *config.Network) error {
 	list, err := libcni.NetworkConfFromBytes(network.ConfList)
 	if err != nil {
 		return fmt.Errorf("network %q: %w", network.Name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+	ctx, cancel := limited(ctx, p.config.Timeout)
 	defer cancel()
-	if err := p.libcni.GetStatusNetworkList(ctx, list); err != nil {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			err = fmt.Errorf("not answered in time (--cni-timeout is %v), plugin killed: %w", p.config.Timeout, err)
-		}
-		return explainStatus(network.Name, err)
-	}
-	return nil
+	return explainStatus(network.Name, p.libcni.GetStatusNetworkList(ctx, list))
 }
 
-// explain says which chain failed at what, and when it was the time limit.
-func (p *Plugin) explain(ctx context.Context, verb string, a *Attachment, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("not done in time (--cni-timeout is %v), plugin killed: %w", p.config.Timeout, err)
-	}
-	return failed(verb, a, err)
-}
-
-func failed(verb string, a *Attachment, err error) error {
-	return fmt.Errorf("network %q: %s of sandbox %s: %w", a.Network, verb, a.ContainerID, err)
-}
-
-// atLeast says whether a CNI version is at least another; one that cannot be
-// parsed is not.
+// atLeast reports whether a CNI version is at least another. It is false for a
+// version that cannot be parsed.
 func atLeast(v, least string) bool {
 	ok, err := version.GreaterThanOrEqualTo(v, least)
 	return err == nil && ok

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,12 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni/pluginexec"
+	"github.com/crinet-project/crinet/cni/wire"
 	"github.com/crinet-project/crinet/config"
 )
 
@@ -35,6 +37,8 @@ var scripts = map[string]string{
 	"garbage": `echo 'hello'`,
 	"mute":    `exit 0`,
 	"hangs":   `sleep 300`,
+
+	"complains": `echo the datastore is away >&2; sleep 300`,
 }
 
 func newBench(t *testing.T, conflist string) *bench {
@@ -228,7 +232,7 @@ func TestBadPluginsAreNamed(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("SetUpPod = %v, want %q in it", err, want)
 			}
-			var said *types.Error
+			var said *wire.Error
 			if got := errors.As(err, &said) && said.Code == 7; got != (name == "refuses") {
 				t.Errorf("SetUpPod = %v, the plugin's own code kept: %v", err, got)
 			}
@@ -246,6 +250,91 @@ func TestTimeLimit(t *testing.T) {
 	}
 	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("SetUpPod took %v", took)
+	}
+}
+
+// A plugin that hangs is ended before its caller gives up, so that the caller
+// learns which plugin it was, what it said and how long it ran.
+func TestCallersDeadline(t *testing.T) {
+	t.Parallel()
+	for verb, call := range map[string]func(*Plugin, context.Context, *Attachment) error{
+		"ADD": func(p *Plugin, ctx context.Context, a *Attachment) error {
+			_, err := p.SetUpPod(ctx, a)
+			return err
+		},
+		"DEL":   (*Plugin).TearDownPod,
+		"CHECK": (*Plugin).CheckPod,
+	} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, conflist("1.0.0", "complains"))
+			b.plugin.config.Timeout = time.Hour
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			err := call(b.plugin, ctx, b.planned(t))
+			if ctx.Err() != nil {
+				t.Error("the answer came when the caller had given up")
+			}
+			var failure *pluginexec.Error
+			if !errors.As(err, &failure) || failure.Path != b.path("complains") || failure.Stderr != "the datastore is away" ||
+				failure.Elapsed < 2*time.Second || !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("%s = %v (%+v), want the plugin, its stderr and its time", verb, err, failure)
+			}
+			for _, want := range []string{b.path("complains"), "the datastore is away", "stopped after 3.", "its caller waits for"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%s = %v, want %q in it", verb, err, want)
+				}
+			}
+		})
+	}
+}
+
+// The caller's deadline and --cni-timeout: the earlier one ends the plugin.
+func TestTimeLimitBeforeCallersDeadline(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, conflist("1.0.0", "complains"))
+	b.plugin.config.Timeout = 200 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := b.plugin.SetUpPod(ctx, b.planned(t))
+	if err == nil || !strings.Contains(err.Error(), "--cni-timeout is 200ms") || strings.Contains(err.Error(), "caller") {
+		t.Errorf("SetUpPod = %v, want it to name --cni-timeout", err)
+	}
+}
+
+func TestBeforeDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for wait, early := range map[time.Duration]time.Duration{
+			time.Second: 50 * time.Millisecond, 20 * time.Second: time.Second, 4 * time.Minute: 2 * time.Second, 0: 0,
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
+			ctx, stop := beforeDeadline(ctx)
+			deadline, _ := ctx.Deadline()
+			if got := time.Until(deadline); got != wait-early {
+				t.Errorf("of %v there are %v left, want %v", wait, got, wait-early)
+			}
+			stop()
+			cancel()
+		}
+		ctx, stop := beforeDeadline(t.Context())
+		defer stop()
+		if deadline, ok := ctx.Deadline(); ok {
+			t.Errorf("a caller without a deadline has one at %v", deadline)
+		}
+	})
+}
+
+// A name that libcni refuses has crinet's error type as well.
+func TestLibcniErrors(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, conflist("1.0.0", "good"))
+	a := b.planned(t)
+	a.IfName = "a/b"
+	_, err := b.plugin.SetUpPod(t.Context(), a)
+	var said *wire.Error
+	if !errors.As(err, &said) || said.Code != wire.CodeInvalidEnvironment {
+		t.Errorf("SetUpPod = %v (%T), want code 4", err, err)
 	}
 }
 
@@ -268,7 +357,7 @@ func TestStatusVerb(t *testing.T) {
 	for version, calls := range map[string]int{"1.0.0": 0, "1.1.0": 1} {
 		b := newBench(t, conflist(version, "refuses"))
 		err := b.plugin.NetworkStatus(t.Context(), b.network)
-		var said *types.Error
+		var said *wire.Error
 		if refused := errors.As(err, &said) && said.Code == 7; refused != (calls == 1) {
 			t.Errorf("NetworkStatus in CNI %s = %v", version, err)
 		}

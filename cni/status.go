@@ -5,53 +5,49 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
-
+	"github.com/crinet-project/crinet/cni/wire"
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
 const (
-	// statusInterval is how often STATUS is run: as often as the kubelet asks
-	// the runtime for its Status.
+	// statusInterval is the time from one STATUS to the next: the kubelet asks
+	// the runtime for its Status as often.
 	statusInterval = 5 * time.Second
-	// statusRetry is how often while it fails.
+	// statusRetry is that time while STATUS fails.
 	statusRetry = 2 * time.Second
 )
 
-// The error codes of STATUS (CNI spec 1.1.0, section STATUS).
-const (
-	codeNotAvailable = 50 // no ADD can be served
-	codeLimited      = 51 // besides, running pods may have limited connectivity
-)
-
-// StatusReport is what the STATUS verb has said of the selected network.
+// StatusReport is what STATUS has answered for the selected network.
 type StatusReport struct {
-	// Network is the network's name; empty if none is asked, because none is
-	// selected or the selected one is older than CNI 1.1.0.
+	// Network is the network's name. It is empty if no network is asked: none
+	// is selected, or the selected one is older than CNI 1.1.0.
 	Network string
-	// FailingSince is when the first of the failing answers came; zero if the
-	// last answer was good, or there is none yet.
+	// FailingSince is when the first of the failures came that go on until now;
+	// zero if the last answer was good, or there is none yet.
 	FailingSince time.Time
 	// Err is the last answer; nil if it was good, or there is none yet.
 	Err error
-	// NotReady says that Err counts: pods are refused.
+	// NotReady is set if Err counts: pods are refused.
 	NotReady bool
 
 	good bool // there was a good answer since the network was selected
 }
 
-// statusWatch is the state of RunStatus. It is written by RunStatus alone.
+// statusWatch is the state of RunStatus, which alone writes it.
 type statusWatch struct {
-	changed chan struct{} // holds one: the selection may have changed
-	last    atomic.Pointer[StatusReport]
-	asked   atomic.Uint64
-	failed  atomic.Uint64
-	every   time.Duration // statusInterval
-	retry   time.Duration // statusRetry
-	now     func() time.Time
+	changed  chan struct{} // holds one: the selection may have changed
+	last     atomic.Pointer[StatusReport]
+	asked    atomic.Uint64
+	underWay atomic.Bool
+	failed   atomic.Uint64
+	every    time.Duration // statusInterval
+	retry    time.Duration // statusRetry
+	now      func() time.Time
 }
 
 func newStatusWatch() *statusWatch {
@@ -78,36 +74,62 @@ func (p *Plugin) StatusCounts() (asked, failed uint64) {
 	return p.status.asked.Load(), p.status.failed.Load()
 }
 
+// StatusUnderWay reports whether STATUS is being run now.
+func (p *Plugin) StatusUnderWay() bool { return p.status.underWay.Load() }
+
 // RunStatus runs the STATUS verb of the selected network in intervals, and of a
-// newly selected one at once, until ctx ends. There is never more than one at
-// work, and none works longer than Config.Timeout.
+// newly selected one at once, until ctx ends. It runs one STATUS at a time, for
+// Config.Timeout at most.
 //
-// A network that has not answered yet counts as ready: a restart of crinetd
-// must not make the node flap. Its first answer counts, and so does each good
-// one; after a good one, failing ones count when they go on for
+// A network that has not answered yet counts as ready, so that a restart of
+// crinetd does not make the node flap. The first answer counts, and so does each
+// good one. After a good one, failures count once they have gone on for
 // Config.StatusGrace.
 func (p *Plugin) RunStatus(ctx context.Context) {
 	for ctx.Err() == nil {
 		network := p.statusNetwork()
-		wait := p.status.every
-		if network == nil {
-			p.status.last.Store(&StatusReport{})
-		} else {
-			answered, err := p.askStatus(ctx, network)
-			if !answered {
-				continue
-			}
-			if p.judge(network.Name, err) != nil {
-				wait = p.status.retry
+		askCtx, cancel := context.WithCancel(ctx)
+		var asking sync.WaitGroup
+		asking.Go(func() { p.askStatus(askCtx, network) })
+		for ctx.Err() == nil && sameNetwork(network, p.statusNetwork()) {
+			select {
+			case <-ctx.Done():
+			case <-p.status.changed:
+			case <-time.After(p.status.every):
 			}
 		}
-		timer := time.NewTimer(wait)
-		p.waitForSelection(ctx, network, timer.C)
-		timer.Stop()
+		cancel() // kills a plugin that runs
+		asking.Wait()
 	}
 }
 
-// statusNetwork is the network that can be asked, or nil.
+// askStatus runs a network's STATUS in intervals until ctx ends.
+func (p *Plugin) askStatus(ctx context.Context, network *config.Network) {
+	if network == nil {
+		p.status.last.Store(&StatusReport{})
+		return
+	}
+	for {
+		p.status.underWay.Store(true)
+		err := p.NetworkStatus(ctx, network)
+		p.status.underWay.Store(false)
+		if ctx.Err() != nil {
+			return // nothing was answered
+		}
+		wait := p.status.every
+		p.status.asked.Add(1)
+		if err != nil {
+			p.status.failed.Add(1)
+			wait = p.status.retry
+		}
+		p.judge(network.Name, err)
+		if !backoff.Sleep(ctx, wait) {
+			return
+		}
+	}
+}
+
+// statusNetwork returns the network to ask, or nil.
 func (p *Plugin) statusNetwork() *config.Network {
 	network, err := p.network()
 	if err != nil || !atLeast(network.CNIVersion, "1.1.0") {
@@ -116,24 +138,7 @@ func (p *Plugin) statusNetwork() *config.Network {
 	return network
 }
 
-// waitForSelection waits until another network than this is selected, or for
-// the timer or the end of ctx.
-func (p *Plugin) waitForSelection(ctx context.Context, network *config.Network, timer <-chan time.Time) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer:
-			return
-		case <-p.status.changed:
-			if !sameNetwork(network, p.statusNetwork()) {
-				return
-			}
-		}
-	}
-}
-
-// sameNetwork says whether two snapshots' networks are one.
+// sameNetwork reports whether two networks, of different snapshots, are the same.
 func sameNetwork(a, b *config.Network) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -141,38 +146,8 @@ func sameNetwork(a, b *config.Network) bool {
 	return a.Name == b.Name && bytes.Equal(a.ConfList, b.ConfList)
 }
 
-// askStatus runs STATUS once. Nothing was answered if the network is not
-// selected any more, or ctx has ended.
-func (p *Plugin) askStatus(ctx context.Context, network *config.Network) (answered bool, err error) {
-	askCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- p.NetworkStatus(askCtx, network) }()
-	for {
-		select {
-		case err := <-done:
-			if ctx.Err() != nil {
-				return false, nil
-			}
-			p.status.asked.Add(1)
-			if err != nil {
-				p.status.failed.Add(1)
-			}
-			return true, err
-		case <-p.status.changed:
-			if !sameNetwork(network, p.statusNetwork()) {
-				cancel() // which kills the plugin
-				err := <-done
-				p.config.Log.Debug("STATUS of a network that is not selected any more was cut off", "network", network.Name, "err", err)
-				return false, nil
-			}
-		}
-	}
-}
-
-// judge makes a report of an answer, logs what is new in it and returns the
-// answer.
-func (p *Plugin) judge(network string, answer error) error {
+// judge keeps a report of an answer and logs what is new in it.
+func (p *Plugin) judge(network string, answer error) {
 	before := p.status.last.Load()
 	if before.Network != network {
 		before = &StatusReport{}
@@ -185,7 +160,7 @@ func (p *Plugin) judge(network string, answer error) error {
 		if before.Err != nil {
 			log.Info("the network's STATUS is good again", "failedFor", now.Sub(before.FailingSince))
 		}
-		return nil
+		return
 	}
 	report.FailingSince = before.FailingSince
 	if before.Err == nil {
@@ -201,10 +176,9 @@ func (p *Plugin) judge(network string, answer error) error {
 	case before.Err.Error() != answer.Error():
 		log.Warn("the network's STATUS fails in another way", "err", answer)
 	}
-	return answer
 }
 
-// statusError is why a network is not ready by its STATUS; nil if it is ready.
+// statusError returns why a network is not ready by its STATUS, or nil.
 func (p *Plugin) statusError(network string) error {
 	report := p.status.last.Load()
 	if report.Network != network || !report.NotReady {
@@ -213,17 +187,23 @@ func (p *Plugin) statusError(network string) error {
 	return report.Err
 }
 
-// explainStatus words a failed STATUS with the meaning of its code.
+// explainStatus says what the code of a failed STATUS means (CNI spec 1.1.0,
+// section STATUS).
 func explainStatus(network string, err error) error {
-	var said *types.Error
+	if err == nil {
+		return nil
+	}
+	meaning := ""
+	var said *wire.Error
 	if errors.As(err, &said) {
 		switch said.Code {
-		case codeNotAvailable:
-			return fmt.Errorf("network %q: STATUS: no pod can be added (CNI code 50): %w", network, err)
-		case codeLimited:
-			return fmt.Errorf("network %q: STATUS: no pod can be added, and running pods may have limited connectivity (CNI code 51): %w", network, err)
+		case wire.CodeNotAvailable:
+			meaning = "no pod can be added (CNI code 50): "
+		case wire.CodeLimited:
+			meaning = "no pod can be added, and running pods may have limited connectivity (CNI code 51): "
+		default:
+			meaning = fmt.Sprintf("CNI code %d: ", said.Code)
 		}
-		return fmt.Errorf("network %q: STATUS: CNI code %d: %w", network, said.Code, err)
 	}
-	return fmt.Errorf("network %q: STATUS: %w", network, err)
+	return fmt.Errorf("network %q: STATUS: %s%w", network, meaning, err)
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -15,45 +14,54 @@ import (
 // configuration, capability args and result of its ADD. libcni would take the
 // result from its cache, which may be gone, and stop at the first plugin that
 // fails; here each plugin gets its DEL, and the errors of all are returned. It
-// is idempotent as far as the plugins are, which the CNI spec asks of them.
+// is idempotent if the plugins are, as the CNI spec asks of them.
 func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
+	return p.run(ctx, p.del, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
+		var errs []error
+		released := p.releaseLeases(ctx, list, a)
+		for i := len(list.Plugins) - 1; i >= 0; i-- {
+			errs = append(errs, p.call(ctx, "DEL", list, list.Plugins[i], a))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return errors.Join(err, released)
+		}
+		// The chain's DEL has released the leases if releaseLeases could not.
+		return p.uncache(ctx, list, a)
+	})
+}
+
+// Forget removes an attachment from the libcni cache that holds it, without
+// calling its plugins: it is not among those that Cached returns any more.
+func (p *Plugin) Forget(ctx context.Context, a *Attachment) error {
 	list, err := a.list()
 	if err != nil {
 		return err
 	}
-	leave, err := p.chains.enter(ctx)
-	if err != nil {
-		return failed("DEL", a, err)
-	}
-	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
-	defer cancel()
-	var errs []error
-	released := p.releaseLeases(ctx, list, a)
-	for i := len(list.Plugins) - 1; i >= 0; i-- {
-		errs = append(errs, p.call(ctx, "DEL", list, list.Plugins[i], a))
-	}
-	if err := errors.Join(errs...); err != nil {
-		// What the chain's DEL made up for is no error.
-		return p.explain(ctx, "DEL", a, errors.Join(err, released))
-	}
-	// A list without plugins has nobody to call: libcni only forgets its cache
-	// entry.
-	empty := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion}
-	return p.libcni.DelNetworkList(ctx, empty, a.runtimeConf())
+	return p.uncache(ctx, list, a)
 }
 
-// dhcp is the IPAM plugin whose DEL must come while the interface is there.
+// uncache removes libcni's cache entry: DEL of a list without plugins does that
+// alone.
+func (p *Plugin) uncache(ctx context.Context, list *libcni.NetworkConfigList, a *Attachment) error {
+	empty := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion}
+	cache := p.libcni
+	if a.CacheDir != "" {
+		cache = p.libcniIn(a.CacheDir)
+	}
+	return cache.DelNetworkList(ctx, empty, a.runtimeConf())
+}
+
+// dhcp is the IPAM plugin whose DEL must run while the interface exists.
 const dhcp = "dhcp"
 
 // releaseLeases runs the DEL of the IPAM plugin dhcp before that of the chain.
-// Reference plugins call it themselves, but bridge does so when it has removed
-// the interface that the lease would be given back through, so that the server
-// keeps each pod's lease until it expires (containernetworking/plugins#791).
-// The plugins' second call finds the lease given back (DEL is idempotent).
+// Reference plugins call it themselves, but bridge does so after it has removed
+// the interface through which the lease is released, so that the server keeps
+// each pod's lease until it expires (containernetworking/plugins#791). The second
+// call, from the plugin, finds the lease released; DEL is idempotent.
 func (p *Plugin) releaseLeases(ctx context.Context, list *libcni.NetworkConfigList, a *Attachment) error {
 	if a.NetNS == "" {
-		return nil // and the interface with it
+		return nil // the interface has gone with it
 	}
 	var errs []error
 	for _, plugin := range list.Plugins {
@@ -70,29 +78,24 @@ func (p *Plugin) call(ctx context.Context, verb string, list *libcni.NetworkConf
 	return p.callType(ctx, verb, plugin.Network.Type, list, plugin, a)
 }
 
-// callType is call for a plugin that gets another one's configuration, as an
+// callType is call for a plugin that gets another plugin's configuration, as an
 // IPAM plugin does.
 func (p *Plugin) callType(ctx context.Context, verb, typ string, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) error {
-	path, err := p.exec.FindInPath(typ, p.config.BinDirs)
-	if err != nil {
-		return err
-	}
 	stdin, err := p.stdin(list, plugin, a)
 	if err != nil {
 		return fmt.Errorf("plugin %s: configuration: %w", typ, err)
 	}
-	return invoke.ExecPluginWithoutResult(ctx, path, stdin, &invoke.Args{
+	return p.exec.runPlugin(ctx, typ, p.config.BinDirs, stdin, &invoke.Args{
 		Command:     verb,
 		ContainerID: a.ContainerID,
 		NetNS:       a.NetNS,
 		PluginArgs:  a.Args,
 		IfName:      a.IfName,
-		Path:        strings.Join(p.config.BinDirs, ":"),
-	}, p.exec)
+	})
 }
 
-// stdin is the configuration that a plugin gets: its own, and what the CNI spec
-// has the runtime derive (section 3, "Deriving execution configuration").
+// stdin returns the configuration that a plugin gets: its own, and what the
+// runtime derives (CNI spec, section 3, "Deriving execution configuration").
 func (p *Plugin) stdin(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) ([]byte, error) {
 	inject := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
 	prev, err := a.prevResult(list.CNIVersion)

@@ -18,13 +18,13 @@ const (
 	maxSocketPath = 107
 	// longestSocket is the longest name of the sockets in --run-dir.
 	longestSocket = "/admin.sock"
-	// minMTU is the least that IPv4 allows (RFC 791), maxMTU the most a packet
-	// can have.
+	// minMTU is the least that IPv4 allows (RFC 791), maxMTU the largest size of
+	// a packet.
 	minMTU, maxMTU = 68, 65535
 	maxVerbosity   = 10
 )
 
-// check validates every value and fills in what follows from others.
+// check validates every value and fills in the defaults that depend on others.
 func (r *raw) check() error {
 	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkMetrics}
 	for _, step := range steps {
@@ -85,39 +85,40 @@ func (r *raw) checkDirs() error {
 		if err := checkDir("--cni-bin-dir", &dir); err != nil {
 			return err
 		}
-		if strings.Contains(dir, ":") { // CNI_PATH is separated by them
+		if strings.Contains(dir, ":") { // the separator of CNI_PATH
 			return &UsageError{"--cni-bin-dir", dir, "want directories without ':', which separates them for the plugins"}
 		}
 		if !slices.Contains(r.CNIBinDirs, dir) {
 			r.CNIBinDirs = append(r.CNIBinDirs, dir)
 		}
 	}
-	if r.RuntimeCNIConfDir == "" {
-		r.RuntimeCNIConfDir = r.CNIConfDir
-	}
-	if r.RuntimeCNIBinDir == "" {
-		r.RuntimeCNIBinDir = r.CNIBinDirs[0]
-	}
 	dirs := []struct {
 		flag string
 		dir  *string
 	}{
+		{"--state-dir", &r.StateDir}, {"--run-dir", &r.RunDir},
 		{"--cni-conf-dir", &r.CNIConfDir}, {"--cni-cache-dir", &r.CNICacheDir},
 		{"--runtime-cni-conf-dir", &r.RuntimeCNIConfDir}, {"--runtime-cni-bin-dir", &r.RuntimeCNIBinDir},
-		{"--run-dir", &r.RunDir}, {"--state-dir", &r.StateDir},
+		{"--runtime-cni-cache-dir", &r.RuntimeCNICacheDir},
 	}
 	for _, d := range dirs {
+		switch {
+		case d.dir == &r.CNICacheDir && *d.dir == defaultCacheDir:
+			*d.dir = filepath.Join(r.StateDir, "cni")
+		case (d.dir == &r.RuntimeCNIConfDir || d.dir == &r.RuntimeCNIBinDir) && *d.dir == "":
+			continue // asked from the runtime
+		}
 		if err := checkDir(d.flag, d.dir); err != nil {
 			return err
 		}
 	}
 	if most := maxSocketPath - len(longestSocket); len(r.RunDir) > most {
-		return &UsageError{"--run-dir", r.RunDir, fmt.Sprintf("want at most %d bytes, or the paths of the sockets in it get too long", most)}
+		return &UsageError{"--run-dir", r.RunDir, fmt.Sprintf("want at most %d bytes, or the paths of its sockets are too long", most)}
 	}
 	return nil
 }
 
-// checkDir makes an absolute directory clean.
+// checkDir cleans a directory, which must be absolute.
 func checkDir(flag string, dir *string) error {
 	if !filepath.IsAbs(*dir) || strings.ContainsFunc(*dir, unicode.IsControl) {
 		value := *dir
@@ -130,7 +131,19 @@ func checkDir(flag string, dir *string) error {
 	return nil
 }
 
+// names splits a list at its commas. It is not nil.
+func names(list string) []string {
+	all := []string{}
+	for name := range strings.SplitSeq(list, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
 func (r *raw) checkEndpoints() error {
+	r.RuntimeHandlers, r.HostPortProtected = names(r.handlers), names(r.protected)
 	if r.ImageServiceEndpoint == "" {
 		r.ImageServiceEndpoint = r.ContainerRuntimeEndpoint
 	}

@@ -1,47 +1,47 @@
 package config
 
-import "time"
+import (
+	"time"
 
-const (
-	// quietTime without events ends a burst.
-	quietTime = 50 * time.Millisecond
-	// A burst is cut after minBurst, a longer one in growing parts up to
-	// maxBurst, so that a storm costs few scans and holds nothing up.
-	minBurst = 200 * time.Millisecond
-	maxBurst = 2 * time.Second
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
-// debounce turns bursts of events into few ticks of C.
+const (
+	// A change is looked at minSettle after its first event, so that what belongs
+	// to it is there too. While events do not pause for quietTime, the next ones
+	// are looked at ever later, up to maxSettle: a storm costs few looks.
+	minSettle = 100 * time.Millisecond
+	maxSettle = 800 * time.Millisecond
+	quietTime = 50 * time.Millisecond
+)
+
+// debounce turns bursts of events into few ticks of timer.
 type debounce struct {
-	C     <-chan time.Time
 	timer *time.Timer
-	began time.Time     // of the burst; zero if there is none
-	burst time.Duration // how long this burst may get
-	cut   bool          // the tick that is set comes before the burst ends
+	wait  backoff.Backoff
+	set   bool      // the timer is
+	last  time.Time // event
 }
 
 func newDebounce() *debounce {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
-	return &debounce{C: t.C, timer: t, burst: minBurst}
+	return &debounce{timer: t, wait: backoff.Backoff{First: minSettle, Max: maxSettle}}
 }
 
 // event notes an event at now.
 func (d *debounce) event(now time.Time) {
-	if d.began.IsZero() {
-		d.began = now
+	d.last = now
+	if !d.set {
+		d.timer.Reset(d.wait.Next())
+		d.set = true
 	}
-	wait := d.burst - now.Sub(d.began)
-	d.cut = wait < quietTime
-	d.timer.Reset(max(min(quietTime, wait), 0))
 }
 
-// fired notes a tick.
-func (d *debounce) fired() {
-	d.began = time.Time{}
-	if d.cut {
-		d.burst = min(2*d.burst, maxBurst)
-	} else {
-		d.burst = minBurst
+// fired notes a tick at now.
+func (d *debounce) fired(now time.Time) {
+	d.set = false
+	if now.Sub(d.last) > quietTime {
+		d.wait.Reset()
 	}
 }

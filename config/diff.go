@@ -9,10 +9,10 @@ import (
 	"github.com/crinet-project/crinet/probe"
 )
 
-// maxWhy is the most that Snapshot.Why has, in bytes.
+// maxWhy is the maximum length of Snapshot.Why in bytes.
 const maxWhy = 400
 
-// why says in words what differs between two snapshots.
+// why describes what differs between two snapshots, in at most maxWhy bytes.
 func why(prev, next *Snapshot) string {
 	var what []string
 	if next.DirReason != prev.DirReason {
@@ -73,7 +73,7 @@ func whyPlugins(prev, next *probe.Plugins) (what []string) {
 	for _, p := range next.All() {
 		if o, had := old[p.Name]; !had {
 			what = append(what, fmt.Sprintf("plugin %s came", p.Name))
-		} else if !reflect.DeepEqual(o, p) {
+		} else if o.Asked == p.Asked && !reflect.DeepEqual(o, p) { // else the configuration changed
 			what = append(what, fmt.Sprintf("plugin %s changed", p.Name))
 		}
 		delete(old, p.Name)
@@ -86,7 +86,7 @@ func whyPlugins(prev, next *probe.Plugins) (what []string) {
 	return what
 }
 
-// newProblems returns those of next that prev does not have.
+// newProblems returns the problems of next that prev does not have.
 func newProblems(prev, next *Snapshot) (fresh []Problem) {
 	had := map[Problem]bool{}
 	for _, p := range prev.Problems {

@@ -8,11 +8,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// ErrHelp is returned by Parse when the help was asked for and written.
+// ErrHelp is returned by Parse after it wrote the help that was asked for.
 var ErrHelp = pflag.ErrHelp
 
-// UsageError is a command line that crinetd cannot start with. The program
-// ends with exit code 2.
+// UsageError says why crinetd cannot start with a command line. The program exits
+// with code 2.
 type UsageError struct {
 	Flag   string // with its dashes; empty for an argument that is no flag
 	Value  string // as it was given
@@ -30,11 +30,11 @@ func (e *UsageError) Error() string {
 	return fmt.Sprintf("%s=%s: %s", e.Flag, e.Value, e.Reason)
 }
 
-// raw holds the flags as they are typed.
+// raw holds the flags as they were given.
 type raw struct {
 	Options
-	binDirs, podCIDR string
-	help             bool
+	binDirs, podCIDR, handlers, protected string
+	help                                  bool
 }
 
 // Parse reads crinetd's arguments, without the program's name. For --help it
@@ -69,7 +69,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	return &r.Options, nil
 }
 
-// usageError words pflag's errors.
+// usageError makes a UsageError of an error of pflag.
 func usageError(err error) error {
 	var (
 		value   *pflag.InvalidValueError
@@ -94,7 +94,7 @@ func usageError(err error) error {
 	return &UsageError{Flag: "flags", Reason: err.Error()}
 }
 
-// dashes returns a flag as it is typed.
+// dashes returns a flag with its dashes.
 func dashes(name string) string {
 	if len(name) == 1 {
 		return "-" + name

@@ -19,7 +19,7 @@ func defaults() *Options {
 	return &Options{
 		CNIBinDirs:               []string{"/opt/cni/bin"},
 		CNIConfDir:               "/etc/cni/net.d",
-		CNICacheDir:              "/var/lib/cni/cache",
+		CNICacheDir:              "/var/lib/crinet/cni",
 		CNITimeout:               time.Minute,
 		CNIStatusGrace:           time.Minute,
 		CNIGCInterval:            5 * time.Minute,
@@ -27,8 +27,9 @@ func defaults() *Options {
 		ShutdownGrace:            30 * time.Second,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
 		ImageServiceEndpoint:     "unix:///run/containerd/containerd.sock",
-		RuntimeCNIConfDir:        "/etc/cni/net.d",
-		RuntimeCNIBinDir:         "/opt/cni/bin",
+		RuntimeCNICacheDir:       "/var/lib/cni",
+		RuntimeHandlers:          []string{},
+		HostPortProtected:        []string{"kube-ipvs0"},
 		RunDir:                   "/run/crinet",
 		StateDir:                 "/var/lib/crinet",
 		HostPort:                 "manager",
@@ -57,11 +58,13 @@ func TestParse(t *testing.T) {
 		{"--network-plugin=noop", func(o *Options) { o.NetworkPlugin = "noop" }},
 		{"--network-plugin k8s-pod-network_2.x", func(o *Options) { o.NetworkPlugin = "k8s-pod-network_2.x" }},
 		{"--cni-bin-dir /a/,/b/../c,/a --cni-conf-dir /d/", func(o *Options) {
-			o.CNIBinDirs, o.RuntimeCNIBinDir = []string{"/a", "/c"}, "/a"
-			o.CNIConfDir, o.RuntimeCNIConfDir = "/d", "/d"
+			o.CNIBinDirs, o.CNIConfDir = []string{"/a", "/c"}, "/d"
 		}},
 		{"--runtime-cni-conf-dir /x --runtime-cni-bin-dir /y --cni-cache-dir /z --run-dir /r --state-dir /s", func(o *Options) {
 			o.RuntimeCNIConfDir, o.RuntimeCNIBinDir, o.CNICacheDir, o.RunDir, o.StateDir = "/x", "/y", "/z", "/r", "/s"
+		}},
+		{"--state-dir /s/./t --runtime-cni-conf-dir= --runtime-cni-bin-dir=", func(o *Options) {
+			o.StateDir, o.CNICacheDir = "/s/t", "/s/t/cni"
 		}},
 		{"--network-plugin-mtu 68", func(o *Options) { o.NetworkPluginMTU = 68 }},
 		{"--network-plugin-mtu 65535", func(o *Options) { o.NetworkPluginMTU = 65535 }},
@@ -73,6 +76,9 @@ func TestParse(t *testing.T) {
 			o.ContainerRuntimeEndpoint, o.ImageServiceEndpoint = "unix:///run/x.sock", "unix:///run/x.sock"
 		}},
 		{"--image-service-endpoint unix:///i//j.sock", func(o *Options) { o.ImageServiceEndpoint = "unix:///i/j.sock" }},
+		{"--runtime-handlers kata,,gvisor --hostport-protected-interfaces=", func(o *Options) {
+			o.RuntimeHandlers, o.HostPortProtected = []string{"kata", "gvisor"}, []string{}
+		}},
 		{"--hostport plugin --hostport-conflict warn --hairpin-mode none", func(o *Options) {
 			o.HostPort, o.HostPortConflict, o.HairpinMode = "plugin", "warn", "none"
 		}},
@@ -125,6 +131,7 @@ func TestParseWrong(t *testing.T) {
 		{"--cni-bin-dir=/a:/b", "--cni-bin-dir", "/a:/b", "without ':'"},
 		{"--cni-conf-dir=etc", "--cni-conf-dir", "etc", "absolute path"},
 		{"--cni-conf-dir=", "--cni-conf-dir", `""`, "absolute path"},
+		{"--cni-cache-dir=", "--cni-cache-dir", `""`, "absolute path"},
 		{"--cni-cache-dir=./c", "--cni-cache-dir", "./c", "absolute path"},
 		{"--runtime-cni-conf-dir=x", "--runtime-cni-conf-dir", "x", "absolute path"},
 		{"--runtime-cni-bin-dir=x", "--runtime-cni-bin-dir", "x", "absolute path"},

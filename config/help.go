@@ -11,10 +11,13 @@ import (
 
 const (
 	// helpWidth is the width of the help text in columns, helpIndent the
-	// indentation of what a flag does.
+	// indentation of a flag's description.
 	helpWidth  = 100
 	helpIndent = "        "
 )
+
+// defaultCacheDir stands for the directory cni in --state-dir.
+const defaultCacheDir = "STATE_DIR/cni"
 
 // group is a titled part of the help text.
 type group struct {
@@ -22,35 +25,38 @@ type group struct {
 	flags *pflag.FlagSet
 }
 
-// groups declares the flags. Names and defaults are those of the kubelet
-// before 1.24 where it had them. A usage text begins with the value's name.
+// groups declares the flags. Flags that the kubelet had before 1.24 keep its names
+// and defaults. A usage text begins with the name of the value.
 func (r *raw) groups() []group {
 	pods, runtime, ports, daemon := newSet(), newSet(), newSet(), newSet()
 
-	pods.StringVar(&r.NetworkPlugin, "network-plugin", "", "`NAME` The network plugin. Empty or noop: the runtime does its own networking; bridged traffic is made visible to iptables. cni: the first usable network in the conf dir, in file-name order. Any other name: the network of that name, or else the first network whose first plugin is of that type.")
-	pods.StringVar(&r.binDirs, "cni-bin-dir", "/opt/cni/bin", "`DIRS` Where the CNI plugins are: directories separated by commas, searched in order.")
-	pods.StringVar(&r.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "`DIR` Where the CNI network configurations are.")
-	pods.StringVar(&r.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "`DIR` Where CNI's results are cached.")
-	pods.IntVar(&r.NetworkPluginMTU, "network-plugin-mtu", 0, "`BYTES` The MTU that is passed to plugins whose configuration has none; 0 passes none.")
-	pods.StringVar(&r.podCIDR, "pod-cidr", "", "`CIDR` The node's pod addresses, where nobody calls UpdateRuntimeConfig: one CIDR, or one of IPv4 and one of IPv6 separated by a comma.")
-	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take; then they are killed.")
-	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long a network that was ready may fail its STATUS (CNI 1.1) before the node is not ready; 0s is at once.")
-	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many runs of networks' plugins there may be at once; others wait, first come, first served. 0 sets no bound.")
-	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often what is left of pods that are gone is collected, also by the plugins (CNI 1.1, GC), besides at the start; 0s is never.")
+	pods.StringVar(&r.NetworkPlugin, "network-plugin", "", "`NAME` The network plugin. Empty or noop: the runtime does its own networking, and crinetd makes bridged traffic visible to iptables. cni: the first usable network in the conf dir, in file-name order. Any other name: the network of that name, or else the first network whose first plugin is of that type.")
+	pods.StringVar(&r.binDirs, "cni-bin-dir", "/opt/cni/bin", "`DIRS` The directories of the CNI plugins, separated by commas, searched in order. Only plugins that a network configuration names are run.")
+	pods.StringVar(&r.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "`DIR` The directory of the CNI network configurations.")
+	pods.StringVar(&r.CNICacheDir, "cni-cache-dir", defaultCacheDir, "`DIR` The directory of the CNI results that crinetd keeps. It must be crinetd's own.")
+	pods.IntVar(&r.NetworkPluginMTU, "network-plugin-mtu", 0, "`BYTES` The MTU for plugins whose configuration has none; 0 sets none.")
+	pods.StringVar(&r.podCIDR, "pod-cidr", "", "`CIDR` The node's pod addresses, for nodes where nobody calls UpdateRuntimeConfig: one CIDR, or one of IPv4 and one of IPv6 separated by a comma.")
+	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take. Then crinetd kills them.")
+	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long the STATUS (CNI 1.1) of a network that was ready may fail before the node is not ready; 0s is at once.")
+	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many networks' plugins may run at once; others wait in the order in which they came. 0 sets no limit.")
+	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often crinetd removes what pods that are gone have left, and calls the plugins' GC (CNI 1.1). It does so at the start too; 0s is at the start only.")
 
 	runtime.StringVar(&r.ContainerRuntimeEndpoint, "container-runtime-endpoint", "unix:///run/containerd/containerd.sock", "`SOCKET` The runtime's CRI socket, as a unix:// URL or an absolute path.")
 	runtime.StringVar(&r.ImageServiceEndpoint, "image-service-endpoint", "", "`SOCKET` The socket of CRI's image service, if it is not --container-runtime-endpoint.")
-	runtime.StringVar(&r.RuntimeCNIConfDir, "runtime-cni-conf-dir", "", "`DIR` Where the runtime looks for CNI configurations, if not in --cni-conf-dir. 00-crinet.conflist is put there.")
-	runtime.StringVar(&r.RuntimeCNIBinDir, "runtime-cni-bin-dir", "", "`DIR` Where the runtime looks for CNI plugins, if not in the first --cni-bin-dir. The plugin crinet is put there.")
-	runtime.StringVar(&r.RunDir, "run-dir", "/run/crinet", "`DIR` Where the sockets cri.sock, cni.sock and admin.sock are; a reboot may clear it.")
-	runtime.StringVar(&r.StateDir, "state-dir", "/var/lib/crinet", "`DIR` Where the journal is; it is kept over a reboot.")
+	runtime.StringVar(&r.RuntimeCNIConfDir, "runtime-cni-conf-dir", "", "`DIR` The directory where the runtime looks for CNI configurations; crinetd writes 00-crinet.conflist there. If empty, crinetd asks the runtime.")
+	runtime.StringVar(&r.RuntimeCNICacheDir, "runtime-cni-cache-dir", "/var/lib/cni", "`DIR` The directory where the runtime keeps its CNI results. crinetd reads there how pods were networked that are older than itself, and removes what it has undone.")
+	runtime.StringVar(&r.handlers, "runtime-handlers", "", "`NAMES` Runtime handlers that have a CNI conf dir of their own at the runtime and whose pods crinetd networks all the same, separated by commas; crinetd writes 00-crinet.conflist to their directories as well.")
+	runtime.StringVar(&r.RuntimeCNIBinDir, "runtime-cni-bin-dir", "", "`DIR` The directory where the runtime looks for CNI plugins; crinetd writes the plugin crinet there. If empty, crinetd asks the runtime.")
+	runtime.StringVar(&r.RunDir, "run-dir", "/run/crinet", "`DIR` The directory of the sockets cri.sock, cni.sock and admin.sock. A reboot may clear it.")
+	runtime.StringVar(&r.StateDir, "state-dir", "/var/lib/crinet", "`DIR` The directory of the journal and of the last good configurations. It must survive a reboot.")
 
 	ports.StringVar(&r.HostPort, "hostport", HostPortManager, "`WHO` Who maps hostPorts. manager: crinetd. plugin: a plugin of the network, by the capability portMappings. off: nobody.")
-	ports.StringVar(&r.HostPortConflict, "hostport-conflict", ConflictRefuse, "`WHAT` What becomes of a pod whose hostPort a process of the node listens on: refuse or warn.")
-	ports.StringVar(&r.HairpinMode, "hairpin-mode", HairpinVeth, "`MODE` Lets a pod on a Linux bridge reach itself through its hostPort or Service: hairpin-veth or none.")
+	ports.StringVar(&r.HostPortConflict, "hostport-conflict", ConflictRefuse, "`WHAT` What happens to a pod with a hostPort that a process of the node listens on. refuse: it is not started. warn: it is started, and the conflict is logged.")
+	ports.StringVar(&r.protected, "hostport-protected-interfaces", "kube-ipvs0", "`NAMES` Interfaces of the node whose addresses hostPorts do not take, separated by commas: kube-proxy in IPVS mode has the Services' addresses on kube-ipvs0. Empty protects none.")
+	ports.StringVar(&r.HairpinMode, "hairpin-mode", HairpinVeth, "`MODE` Whether a pod on a Linux bridge can reach itself through its hostPort or Service: hairpin-veth (it can) or none.")
 
-	daemon.DurationVar(&r.ShutdownGrace, "shutdown-grace", 30*time.Second, "`TIME` How long calls under way may take to finish when crinetd is told to end; then they are cut off, and undone at the next start.")
-	daemon.StringVar(&r.MetricsBindAddress, "metrics-bind-address", "", "`HOST:PORT` Where Prometheus metrics are served over TCP. They are always on admin.sock.")
+	daemon.DurationVar(&r.ShutdownGrace, "shutdown-grace", 30*time.Second, "`TIME` How long calls may go on after crinetd is told to end. Then it cuts them off, and undoes them at the next start.")
+	daemon.StringVar(&r.MetricsBindAddress, "metrics-bind-address", "", "`HOST:PORT` The TCP address of the Prometheus metrics. They are always on admin.sock.")
 	daemon.IntVarP(&r.Verbosity, "v", "v", 2, "`LEVEL` How much is logged, 0 to 10.")
 	daemon.StringVar(&r.LogFormat, "log-format", LogText, "`FORMAT` The form of the log: text or json.")
 	daemon.BoolVar(&r.Version, "version", false, "Print the version and exit.")
@@ -83,7 +89,7 @@ func writeHelp(out io.Writer, groups []group) error {
 	return err
 }
 
-// writeFlag writes a line with the flag, and below it what it does.
+// writeFlag writes a line with the flag and, indented below it, its description.
 func writeFlag(b *strings.Builder, f *pflag.Flag) {
 	name, usage := pflag.UnquoteUsage(f)
 	usage = strings.TrimPrefix(usage, name+" ")

@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// member is one member of a JSON object, its value as it stands in the file.
+// member is one member of a JSON object, with the value's bytes as in the file.
 type member struct {
 	key string
 	raw json.RawMessage
-	at  int // where the value begins
+	at  int // offset of the value
 }
 
-// members returns the members of the object that data holds, in order; of a
-// key that comes twice the last one, as encoding/json has it. at is where the
-// error is.
+// members returns the members of the object that data holds, in order. If a key
+// is there twice its last value counts, as in encoding/json. at is the offset of
+// the error.
 func members(data []byte) (ms []member, at int, err error) {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(data, &object); err != nil {
@@ -65,7 +65,7 @@ func find(ms []member, key string) (member, bool) {
 	return member{}, false
 }
 
-// asBool reads a boolean as libcni does, which takes it as a string as well.
+// asBool reads a boolean as libcni does: a string "true" or "false" is one too.
 func asBool(raw json.RawMessage) (value, ok bool) {
 	var v any
 	if json.Unmarshal(raw, &v) != nil {
@@ -80,7 +80,7 @@ func asBool(raw json.RawMessage) (value, ok bool) {
 	return false, false
 }
 
-// wrongType words an error of json.Unmarshal for people who don't know Go.
+// wrongType words an error of json.Unmarshal without Go's names of types.
 func wrongType(err error) string {
 	var e *json.UnmarshalTypeError
 	if !errors.As(err, &e) {
@@ -90,7 +90,6 @@ func wrongType(err error) string {
 	if e.Field != "" {
 		where = e.Field + " "
 	}
-	// A value of another type than libcni's structures have.
 	want := map[string]string{"string": "a string", "bool": "true or false", "slice": "a list", "map": "an object", "struct": "an object", "float64": "a smaller number"}[e.Type.Kind().String()]
 	if want == "" {
 		want = "a " + e.Type.String()

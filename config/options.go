@@ -18,8 +18,8 @@ const (
 	HairpinNone = "none"
 )
 
-// Values of Options.HostPortConflict: what a pod gets whose hostPort a process
-// of the node listens on.
+// Values of Options.HostPortConflict: what happens to a pod with a hostPort that
+// a process of the node listens on.
 const (
 	ConflictRefuse = "refuse"
 	ConflictWarn   = "warn"
@@ -48,24 +48,29 @@ type Options struct {
 	CNICacheDir      string
 	NetworkPluginMTU int            // bytes; 0 leaves it to the plugins
 	PodCIDRs         []netip.Prefix // none, one, or one of each IP family
-	CNITimeout       time.Duration  // one run of a plugin chain
+	CNITimeout       time.Duration  // limit of one run of a plugin chain
 	CNIStatusGrace   time.Duration  // how long STATUS may fail before it counts
-	CNIGCInterval    time.Duration  // between garbage collections; 0 for none
-	CNIMaxChains     int            // plugin chains at once; 0 for no bound
+	CNIGCInterval    time.Duration  // between garbage collections; 0: at the start only
+	CNIMaxChains     int            // plugin chains that run at once; 0: no limit
 
 	ContainerRuntimeEndpoint string
 	ImageServiceEndpoint     string
-	RuntimeCNIConfDir        string
-	RuntimeCNIBinDir         string
+	RuntimeCNIConfDir        string   // empty: asked from the runtime
+	RuntimeCNIBinDir         string   // empty: asked from the runtime
+	RuntimeCNICacheDir       string   // the runtime's libcni cache
+	RuntimeHandlers          []string // with a conf dir of their own, whose pods crinet networks
 	RunDir                   string
 	StateDir                 string
 
-	// ShutdownGrace is how long calls under way get to finish at the end.
+	// ShutdownGrace is how long calls may go on after crinetd is told to end.
 	ShutdownGrace time.Duration
 
-	HostPort         string
-	HairpinMode      string
-	HostPortConflict string
+	HostPort string
+	// HostPortProtected are interfaces whose addresses hostPorts leave alone; not
+	// nil.
+	HostPortProtected []string
+	HairpinMode       string
+	HostPortConflict  string
 
 	MetricsBindAddress string // host:port; empty for none
 	Verbosity          int    // 0 to 10

@@ -13,33 +13,55 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/crinet-project/crinet/internal/dirs"
+	"github.com/crinet-project/crinet/probe"
 )
 
 // maxPlugins is how many plugins a network may have.
 const maxPlugins = 64
 
-// fileError is what is wrong with a file's contents. line and col count from
-// 1, in bytes; line is 0 where there is no position.
+// fileError says what is wrong with a file. line and col count from 1, in bytes;
+// line is 0 if the file as a whole is meant.
 type fileError struct {
 	path      string
 	line, col int
 	reason    string
 }
 
-// parsed is a configuration that is good by itself, whatever plugins there are.
+// parsed is a configuration that is valid; whether its plugins exist is not
+// known. It is immutable.
 type parsed struct {
 	name     string
 	versions []string // CNI versions to choose from, best first
-	head     []member // members of the list that are passed on as they are
+	head     []member // other members of the list, passed on unchanged
 	plugins  []parsedPlugin
+	loop     string // why crinet would call itself with it; empty if it would not
+	source   source // the file that it was parsed from
+	folder   *Dir   // the network's folder, if its plugins are part of it
 }
 
 // parsedPlugin is one plugin object of a list.
 type parsedPlugin struct {
 	typ, ipam    string
+	delegates    []string        // types of the plugins that it runs itself, see delegation
 	capabilities []string        // declared ones, sorted
 	needsPodCIDR bool            // see Network.NeedsPodCIDR
 	raw          json.RawMessage // compact
+}
+
+// capabilities returns the union of what the plugins declare, sorted.
+func (p *parsed) capabilities() (all []string) {
+	for _, pl := range p.plugins {
+		all = append(all, pl.capabilities...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// needsPodCIDR is Network.NeedsPodCIDR.
+func (p *parsed) needsPodCIDR() bool {
+	return slices.ContainsFunc(p.plugins, func(pl parsedPlugin) bool { return pl.needsPodCIDR })
 }
 
 // source is a file while it is parsed.
@@ -52,7 +74,27 @@ type source struct {
 // the plugins in the network's folder, as libcni's NetworkConfFromFile does.
 func parse(dir *Dir, f File) (*parsed, *fileError) {
 	src := source{path: filepath.Join(dir.Path, f.Name), data: f.Data}
-	ms, err := src.open(f)
+	p, err := src.parse(dir, f)
+	if err != nil {
+		return nil, err
+	}
+	p.source = src
+	for i := range p.plugins {
+		pl := &p.plugins[i]
+		types, back := delegation(pl.raw)
+		pl.delegates = types
+		switch {
+		case pl.typ == probe.ShimType:
+			p.loop = "is crinet's own shim"
+		case back != "":
+			p.loop = fmt.Sprintf("leads back to crinet: plugin %s delegates to %s, which would call %s again for every pod; give it another network", pl.typ, back, pl.typ)
+		}
+	}
+	return p, nil
+}
+
+func (s source) parse(dir *Dir, f File) (*parsed, *fileError) {
+	ms, err := s.open(f)
 	if err != nil {
 		return nil, err
 	}
@@ -60,11 +102,11 @@ func parse(dir *Dir, f File) (*parsed, *fileError) {
 	_, isPlugin := find(ms, "type")
 	switch ext := filepath.Ext(f.Name); {
 	case ext == ".conf" && isList && !isPlugin:
-		return nil, src.errorf(0, "is a list of plugins; a .conf file holds a single one, a list is named .conflist")
+		return nil, s.errorf(0, "is a list of plugins; a .conf file holds a single one, a list is named .conflist")
 	case ext == ".conf" || (ext == ".json" && isPlugin && !isList):
-		return src.single(ms)
+		return s.single(ms)
 	}
-	p, inlinedOnly, err := src.list(ms)
+	p, inlinedOnly, err := s.list(ms)
 	if err != nil {
 		return nil, err
 	}
@@ -72,9 +114,10 @@ func parse(dir *Dir, f File) (*parsed, *fileError) {
 		if err := p.addFolder(folder); err != nil {
 			return nil, err
 		}
+		p.folder = folder
 	}
 	if len(p.plugins) == 0 {
-		return nil, src.errorf(0, "has no plugins")
+		return nil, s.errorf(0, "has no plugins")
 	}
 	return p, nil
 }
@@ -146,7 +189,7 @@ func (s source) list(ms []member) (p *parsed, inlinedOnly bool, err *fileError) 
 		}
 		if target == nil {
 			p.head = append(p.head, m)
-			target = new(any) // libcni decodes it, too
+			target = new(any) // libcni decodes it too
 		}
 		if uerr := json.Unmarshal(m.raw, target); uerr != nil {
 			return nil, false, s.errorf(m.at, "%s: %s", m.key, wrongType(uerr))
@@ -165,7 +208,7 @@ func (s source) list(ms []member) (p *parsed, inlinedOnly bool, err *fileError) 
 	pluginsAt, _ := find(ms, "plugins")
 	at := pluginsAt.at
 	for _, raw := range raws {
-		// The objects stand in the file as they are here, one after another.
+		// raw is a copy of the file's bytes: find it for its offset.
 		at += max(bytes.Index(s.data[at:], raw), 0)
 		pl, _, err := s.plugin(raw, at)
 		if err != nil {
@@ -199,9 +242,9 @@ func (p *parsed) addFolder(folder *Dir) *fileError {
 	return nil
 }
 
-// plugin reads one plugin's configuration, which stands at offset at. Like
-// libcni it decodes what re-encoding leaves, so that both agree on objects with
-// keys that differ in case only.
+// plugin reads one plugin's configuration, which begins at offset at. Like libcni
+// it decodes the object, encodes it and decodes that: both then agree on objects
+// whose keys differ only in case.
 func (s source) plugin(raw []byte, at int) (parsedPlugin, *libcni.PluginConfig, *fileError) {
 	var object map[string]any
 	if err := json.Unmarshal(raw, &object); err != nil {
@@ -232,7 +275,7 @@ func (s source) plugin(raw []byte, at int) (parsedPlugin, *libcni.PluginConfig, 
 	slices.Sort(pl.capabilities)
 	pl.needsPodCIDR = pl.ipam == hostLocal && slices.Contains(pl.capabilities, "ipRanges") && !hasRanges(raw)
 	for _, typ := range []string{pl.typ, pl.ipam} {
-		if strings.ContainsAny(typ, "/\x00") || typ == "." || typ == ".." {
+		if typ != "" && !isFileName(typ) {
 			return parsedPlugin{}, nil, s.errorf(at, "plugin type %.80q is no file name", typ)
 		}
 	}
@@ -243,8 +286,8 @@ func (s source) plugin(raw []byte, at int) (parsedPlugin, *libcni.PluginConfig, 
 // configuration and from the capability ipRanges.
 const hostLocal = "host-local"
 
-// hasRanges says whether a plugin's configuration names addresses for
-// host-local: the range of old, or lists of ranges.
+// hasRanges reports whether a plugin's configuration has addresses for
+// host-local: a subnet, or lists of ranges.
 func hasRanges(raw json.RawMessage) bool {
 	var conf struct {
 		IPAM struct {
@@ -252,7 +295,7 @@ func hasRanges(raw json.RawMessage) bool {
 			Ranges []json.RawMessage `json:"ranges"`
 		} `json:"ipam"`
 	}
-	// What has another form is host-local's to refuse.
+	// host-local itself refuses what has another form.
 	return json.Unmarshal(raw, &conf) != nil || conf.IPAM.Subnet != "" || len(conf.IPAM.Ranges) > 0
 }
 
@@ -294,7 +337,8 @@ func (s source) versions(one string, several []string, ms []member) ([]string, *
 	return found, nil
 }
 
-// errorf makes an error at an offset of the file; -1 is the file as a whole.
+// errorf returns an error at an offset of the file, or, for -1, about the file as
+// a whole.
 func (s source) errorf(at int, format string, args ...any) *fileError {
 	e := &fileError{path: s.path, reason: fmt.Sprintf(format, args...)}
 	if at >= 0 {
@@ -305,11 +349,5 @@ func (s source) errorf(at int, format string, args ...any) *fileError {
 	return e
 }
 
-// errno returns what is behind an error whose path is known.
-func errno(err error) string {
-	var perr *fs.PathError
-	if errors.As(err, &perr) {
-		err = perr.Err
-	}
-	return err.Error()
-}
+// errno returns the text of an error for a message that has the file's path.
+func errno(err error) string { return dirs.Cause(err).Error() }

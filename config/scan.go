@@ -3,15 +3,11 @@ package config
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/containernetworking/cni/libcni"
 
@@ -29,96 +25,86 @@ type ScanOptions struct {
 // found. prev, which may be nil, is where the last good versions of broken
 // files come from. It is a pure function.
 func Scan(dir *Dir, plugins *probe.Plugins, prev *Snapshot, opts ScanOptions) *Snapshot {
-	s := &Snapshot{Dir: dir.Path, Plugins: plugins, good: map[string]*parsed{}}
-	last := map[string]*parsed{}
+	var last map[string]*parsed
 	if prev != nil {
 		last = prev.good
 	}
-	switch {
-	case errors.Is(dir.Err, fs.ErrNotExist):
-		s.DirReason = "does not exist"
-	case errors.Is(dir.Err, syscall.ENOTDIR):
-		s.DirReason = "is no directory"
-	case dir.Err != nil:
-		s.DirReason = "cannot be read: " + errno(dir.Err)
-		for _, name := range slices.Sorted(maps.Keys(last)) {
-			s.add(dir, File{Name: name, Err: errors.New("the directory " + s.DirReason)}, last[name], opts)
-		}
-	}
-	for _, f := range dir.Files {
-		s.add(dir, f, last[f.Name], opts)
+	return load(dir, last).snapshot(plugins, opts)
+}
+
+// snapshot puts configurations and plugins together.
+func (l *loaded) snapshot(plugins *probe.Plugins, opts ScanOptions) *Snapshot {
+	s := &Snapshot{Dir: l.dir, DirReason: l.reason, Plugins: plugins, good: l.good()}
+	for _, f := range l.files {
+		s.add(f, opts)
 	}
 	return s
 }
 
-// add adds one file; last is its last good version, or nil.
-func (s *Snapshot) add(dir *Dir, f File, last *parsed, opts ScanOptions) {
-	path := filepath.Join(dir.Path, f.Name)
-	p, bad := parse(dir, f)
-	stale := ""
-	if bad != nil {
-		problem := Problem{Kind: ProblemBroken, File: bad.path, Line: bad.line, Col: bad.col, Reason: bad.reason}
-		if last == nil || errors.Is(f.Err, fs.ErrNotExist) {
-			s.Problems = append(s.Problems, problem)
-			return
+// add adds one file.
+func (s *Snapshot) add(f loadedFile, opts ScanOptions) {
+	p, stale := f.parsed, ""
+	if f.bad != nil {
+		problem := Problem{Kind: ProblemBroken, File: f.bad.path, Line: f.bad.line, Col: f.bad.col, Reason: f.bad.reason}
+		if p != nil {
+			stale = problem.String()
+			problem.Kind, problem.Network = ProblemStale, p.name
+			problem.Reason += "; its last good version is used"
 		}
-		stale = problem.String()
-		problem.Kind, problem.Network = ProblemStale, last.name
-		problem.Reason += "; its last good version is used"
 		s.Problems = append(s.Problems, problem)
-		p = last
 	}
-	s.good[f.Name] = p
-	reject := func(kind ProblemKind, reason string) {
-		s.Problems = append(s.Problems, Problem{Kind: kind, File: path, Network: p.name, Reason: reason})
+	if p == nil {
+		return
 	}
-	if slices.ContainsFunc(p.plugins, func(pl parsedPlugin) bool { return pl.typ == probe.ShimType }) {
-		reject(ProblemOwn, "is crinet's own shim")
+	report := func(kind ProblemKind, reason string) {
+		s.Problems = append(s.Problems, Problem{Kind: kind, File: f.path, Network: p.name, Reason: reason})
+	}
+	if p.loop != "" {
+		report(ProblemOwn, p.loop)
 		return
 	}
 	n, reason := p.network(s.Plugins, opts)
 	if reason != "" {
-		reject(ProblemUnusable, reason)
+		report(ProblemUnusable, reason)
 		return
 	}
 	for _, other := range s.Networks {
 		if other.Name == n.Name {
-			reject(ProblemDuplicate, fmt.Sprintf("has the network name %s, as %s before it", n.Name, filepath.Base(other.File)))
+			report(ProblemDuplicate, fmt.Sprintf("has the network name %s, as %s before it", n.Name, filepath.Base(other.File)))
 			return
 		}
 	}
-	n.File, n.Stale = path, stale
+	n.File, n.Stale = f.path, stale
 	s.Networks = append(s.Networks, n)
+	for _, w := range p.warnings(s.Plugins) {
+		report(ProblemWarning, w)
+	}
 }
 
-// network makes a usable network of a configuration, or says why it cannot.
+// network returns the usable network of a configuration, or why there is none.
 func (p *parsed) network(plugins *probe.Plugins, opts ScanOptions) (n *Network, reason string) {
 	cniVersion, reasons := p.choose(plugins)
 	if len(reasons) > 0 {
 		return nil, strings.Join(reasons, "; ")
 	}
-	n = &Network{Name: p.name, CNIVersion: cniVersion}
+	n = &Network{Name: p.name, CNIVersion: cniVersion, Capabilities: p.capabilities(), NeedsPodCIDR: p.needsPodCIDR()}
 	for _, pl := range p.plugins {
 		found, _ := plugins.Find(pl.typ)
 		n.Plugins = append(n.Plugins, NetworkPlugin{Type: pl.typ, Path: found.Path, IPAM: pl.ipam, Capabilities: pl.capabilities})
-		n.Capabilities = append(n.Capabilities, pl.capabilities...)
-		n.NeedsPodCIDR = n.NeedsPodCIDR || pl.needsPodCIDR
 	}
-	slices.Sort(n.Capabilities)
-	n.Capabilities = slices.Compact(n.Capabilities)
 	var err error
 	if n.ConfList, err = p.confList(cniVersion, opts.MTU); err != nil {
 		return nil, "cannot be written as a list: " + err.Error()
 	}
-	// Whatever is journalled must be readable for the DEL.
+	// The list is journalled with each pod: DEL must be able to read it.
 	if _, err := libcni.NetworkConfFromBytes(n.ConfList); err != nil {
 		return nil, "libcni does not take it: " + err.Error()
 	}
 	return n, ""
 }
 
-// choose returns the best of the versions asked for that every plugin reports,
-// or why the best one cannot be had.
+// choose returns the best version that the file asks for and every plugin
+// reports, or what keeps the network from the best that the file asks for.
 func (p *parsed) choose(plugins *probe.Plugins) (cniVersion string, reasons []string) {
 	for _, v := range p.versions {
 		missing := p.missing(plugins, v)
@@ -132,14 +118,13 @@ func (p *parsed) choose(plugins *probe.Plugins) (cniVersion string, reasons []st
 	return "", reasons
 }
 
-// missing says what keeps the network from being called with cniVersion.
+// missing says what keeps the network from being called with cniVersion. An IPAM
+// type without an executable is part of it for the reference plugins alone: see
+// warnings.
 func (p *parsed) missing(plugins *probe.Plugins, cniVersion string) []string {
 	var reasons []string
-	check := func(role, typ string) {
-		found, ok := plugins.Find(typ)
+	check := func(role string, found probe.Plugin) {
 		switch {
-		case !ok:
-			reasons = append(reasons, fmt.Sprintf("%s %s is not in %s", role, typ, strings.Join(dirPaths(plugins), ", ")))
 		case !found.Usable():
 			reasons = append(reasons, fmt.Sprintf("%s %s %s", role, found.Path, found.Reason))
 		case !found.Supports(cniVersion):
@@ -147,25 +132,63 @@ func (p *parsed) missing(plugins *probe.Plugins, cniVersion string) []string {
 		}
 	}
 	for _, pl := range p.plugins {
-		check("plugin", pl.typ)
-		if pl.ipam != "" {
-			check("IPAM plugin", pl.ipam)
+		if found, ok := plugins.Find(pl.typ); ok {
+			check("plugin", found)
+		} else {
+			reasons = append(reasons, fmt.Sprintf("plugin %s is not in %s", pl.typ, dirPaths(plugins)))
+		}
+		switch found, ok := plugins.Find(pl.ipam); {
+		case ok && !found.NotExecutable:
+			check("IPAM plugin", found)
+		case pl.ipam != "" && execsIPAM(pl.typ):
+			reasons = append(reasons, fmt.Sprintf("IPAM plugin %s is no executable in %s", pl.ipam, dirPaths(plugins)))
 		}
 	}
 	slices.Sort(reasons)
 	return slices.Compact(reasons)
 }
 
-func dirPaths(plugins *probe.Plugins) []string {
+// execsIPAM reports whether a type is one of the reference plugins that execute
+// their ipam.type. Others may have names of their own for it.
+func execsIPAM(typ string) bool {
+	switch typ {
+	case "bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap":
+		return true
+	default:
+		return false
+	}
+}
+
+// warnings says what may make a usable network's pods fail. Some plugins have
+// names of their own for ipam.type (azure-vnet has azure-cns), so that one
+// without an executable is no fault for sure.
+func (p *parsed) warnings(plugins *probe.Plugins) (warnings []string) {
+	for _, pl := range p.plugins {
+		if found, ok := plugins.Find(pl.ipam); pl.ipam != "" && !execsIPAM(pl.typ) && (!ok || found.NotExecutable) {
+			warnings = append(warnings, fmt.Sprintf("IPAM plugin %s is no executable in %s: pods fail unless plugin %s knows that type itself", pl.ipam, dirPaths(plugins), pl.typ))
+		}
+		if found, _ := plugins.Find(pl.typ); found.Doubt != "" {
+			warnings = append(warnings, fmt.Sprintf("plugin %s: %s", found.Path, found.Doubt))
+		}
+		if found, _ := plugins.Find(pl.ipam); found.Doubt != "" {
+			warnings = append(warnings, fmt.Sprintf("IPAM plugin %s: %s", found.Path, found.Doubt))
+		}
+	}
+	slices.Sort(warnings)
+	return slices.Compact(warnings)
+}
+
+// dirPaths lists the bin dirs.
+func dirPaths(plugins *probe.Plugins) string {
 	var paths []string
 	for _, d := range plugins.Dirs() {
 		paths = append(paths, d.Path)
 	}
-	return paths
+	return strings.Join(paths, ", ")
 }
 
-// confList writes the network as a list with everything inlined. Values are
-// kept byte by byte but for white space between them.
+// confList returns the network as a list with every plugin inlined. Values keep
+// their bytes, except for white space.
 func (p *parsed) confList(cniVersion string, mtu int) ([]byte, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `{"cniVersion":%q,"name":%q,"loadOnlyInlinedPlugins":true`, cniVersion, p.name)
@@ -202,9 +225,9 @@ func withMTU(raw json.RawMessage, mtu int) json.RawMessage {
 		return raw
 	}
 	for key := range object {
-		if strings.EqualFold(key, "mtu") { // Go's plugins read it in any case
+		if strings.EqualFold(key, "mtu") { // encoding/json matches keys in any case
 			return raw
 		}
 	}
-	return append([]byte(`{"mtu":`+strconv.Itoa(mtu)+`,`), raw[1:]...) // it has a type: it is not empty
+	return append([]byte(`{"mtu":`+strconv.Itoa(mtu)+`,`), raw[1:]...) // not empty: it has a type
 }

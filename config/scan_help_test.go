@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 
@@ -45,7 +46,10 @@ func standard(t testing.TB) (*probe.Plugins, string) {
 	addPlugin(t, dir, "crinet", "1.1.0")
 	replace(t, dir+"/garbage", "#!/bin/sh\necho hello\n", 0o755)
 	replace(t, dir+"/plain", "text", 0o644)
-	plugins, err := probe.New([]string{dir}, probe.Config{}).Probe(t.Context())
+	replace(t, dir+"/unasked", "#!/bin/sh\nexit 1\n", 0o755)
+	p := probe.New([]string{dir}, probe.Config{})
+	defer p.Stop()
+	plugins, err := p.Probe(t.Context(), []string{"bridge", "host-local", "portmap", "bandwidth", "loopback", "dhcp", "old", "crinet", "garbage", "plain"}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

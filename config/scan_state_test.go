@@ -132,7 +132,7 @@ func TestReadDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = ReadDir(root)
-	if last := d.Files[len(d.Files)-1]; last.Name != "pipe.conf" || last.Err == nil || last.Err.Error() != "is no regular file" {
+	if last := d.Files[len(d.Files)-1]; last.Name != "pipe.conf" || last.Err == nil || errno(last.Err) != "is no regular file" {
 		t.Errorf("a pipe: %+v", last)
 	}
 }

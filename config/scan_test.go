@@ -134,7 +134,8 @@ func TestScanBroken(t *testing.T) {
 func TestScanPlugins(t *testing.T) {
 	runScanTests(t, []scanTest{
 		{"no such plugin", files{"1.conflist": one("a", "1.0.0", `{"type":"weave","ipam":{"type":"none"}},{"type":"portmap"}`), "2.conflist": one("b", "1.0.0", `{"type":"bridge","ipam":{"type":"whereabouts"}}`)},
-			"unusable[a] conf/1.conflist: IPAM plugin none is not in bin; plugin weave is not in bin\nunusable[b] conf/2.conflist: IPAM plugin whereabouts is not in bin\n"},
+			"unusable[a] conf/1.conflist: plugin weave is not in bin\n" +
+				"unusable[b] conf/2.conflist: IPAM plugin whereabouts is no executable in bin\n"},
 		{"plugins that do not work", files{"1.conflist": one("a", "1.0.0", `{"type":"garbage"}`), "2.conflist": one("b", "1.0.0", `{"type":"plain"}`)},
 			"unusable[a] conf/1.conflist: plugin bin/garbage is no CNI plugin: its answer to VERSION cannot be read: decoding version info: invalid character 'h' looking for beginning of value: \"hello\\n\"\n" +
 				"unusable[b] conf/2.conflist: plugin bin/plain is not executable (mode 0644)\n"},

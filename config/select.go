@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/crinet-project/crinet/probe"
 )
 
-// maxSelectError is the most that an error of Select has, in bytes: it becomes
+// maxSelectError is the maximum length of an error of Select in bytes: it becomes
 // the message of a Kubernetes condition.
 const maxSelectError = 1024
 
-// maxReason is how much of a single reason such an error shows.
+// maxReason is how many bytes of one reason such an error shows.
 const maxReason = 200
 
 // Select returns the network that --network-plugin names: for "cni" the first
@@ -46,7 +48,7 @@ func (s *Snapshot) selectError(networkPlugin string) error {
 	} else if len(s.Networks)+len(s.Problems) == 0 {
 		b.WriteString("; it holds no configuration")
 	}
-	// What was asked for comes first, in case there is no room for all.
+	// The network that was asked for comes first: there may be no room for all.
 	var asked, others []string
 	for _, p := range s.Problems {
 		p.File = filepath.Base(p.File)
@@ -61,12 +63,12 @@ func (s *Snapshot) selectError(networkPlugin string) error {
 		networks = append(networks, fmt.Sprintf("%s (%s)", clip(n.Name, 64), n.Plugins[0].Type))
 	}
 	for _, p := range s.Plugins.All() {
-		if p.Usable() {
+		if p.Usable() || (!p.Asked && p.Name != probe.ShimType) {
 			plugins = append(plugins, p.Name)
 		}
 	}
 	if len(plugins) == 0 {
-		plugins = []string{"none in " + strings.Join(dirPaths(s.Plugins), ", ")}
+		plugins = []string{"none in " + dirPaths(s.Plugins)}
 	}
 	writeList(&b, "files", "; ", append(asked, others...), 560)
 	writeList(&b, "networks", ", ", networks, 760)
@@ -74,8 +76,8 @@ func (s *Snapshot) selectError(networkPlugin string) error {
 	return fmt.Errorf("%s", clip(b.String(), maxSelectError))
 }
 
-// writeList appends a titled list to b, as long as b stays below limit bytes,
-// and then says how many items are left out.
+// writeList appends a titled list to b. It stops before b has more than limit
+// bytes, and says how many items it left out.
 func writeList(b *strings.Builder, title, sep string, items []string, limit int) {
 	for i, item := range items {
 		before := sep

@@ -60,13 +60,13 @@ func TestSelectError(t *testing.T) {
 		want      string
 	}{
 		{"no dir", "cni", Scan(&Dir{Path: "/etc/cni/net.d", Err: fs.ErrNotExist}, plugins, nil, ScanOptions{}),
-			"no usable CNI network in /etc/cni/net.d; the directory does not exist; plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap"},
+			"no usable CNI network in /etc/cni/net.d; the directory does not exist; plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap, unasked"},
 		{"nothing", "cni", Scan(confDir(), nil, nil, ScanOptions{}),
 			"no usable CNI network in /etc/cni/net.d; it holds no configuration; plugins: none in "},
 		{"another network", "calico", Scan(confDir("1.conflist", list1("mynet")), plugins, nil, ScanOptions{}),
-			"no usable network in /etc/cni/net.d is named calico or begins with a plugin of that type; networks: mynet (bridge); plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap"},
+			"no usable network in /etc/cni/net.d is named calico or begins with a plugin of that type; networks: mynet (bridge); plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap, unasked"},
 		{"the one that was asked for comes first", "weave", Scan(confDir("1.conflist", "{", "2.conflist", one("weave", "1.0.0", `{"type":"weave-net"}`)), plugins, nil, ScanOptions{}),
-			"no usable network in /etc/cni/net.d is named weave or begins with a plugin of that type; files: 2.conflist: plugin weave-net is not in bin; 1.conflist:1:1: is broken: unexpected end of JSON input; plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap"},
+			"no usable network in /etc/cni/net.d is named weave or begins with a plugin of that type; files: 2.conflist: plugin weave-net is not in bin; 1.conflist:1:1: is broken: unexpected end of JSON input; plugins: bandwidth, bridge, dhcp, host-local, loopback, old, portmap, unasked"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"github.com/crinet-project/crinet/probe"
 )
 
-// Network is a usable network. It is immutable, and needs neither the conf dir
-// nor a Snapshot to be used years later.
+// Network is a usable network. It is immutable and complete: DEL can use it when
+// conf dir and Snapshot are long gone.
 type Network struct {
 	// Name is the network's name, unique in a Snapshot.
 	Name string
@@ -26,12 +26,12 @@ type Network struct {
 	// ConfList is the network as a CNI configuration list with every plugin
 	// inlined, for libcni.NetworkConfFromBytes. It must not be written to.
 	ConfList []byte
-	// NeedsPodCIDR: a plugin declares the capability ipRanges and its host-local
-	// IPAM has no subnet or ranges of its own, so that there are no addresses
-	// before the node's pod CIDR is known.
+	// NeedsPodCIDR: a plugin declares the capability ipRanges, and its host-local
+	// IPAM has no subnet or ranges of its own. It has no addresses before the
+	// node's pod CIDR is known.
 	NeedsPodCIDR bool
-	// Stale says why the file is not read any more while this, its last good
-	// version, is used; empty if the network is what the file says.
+	// Stale says what is wrong with the file, if this is its last good version;
+	// empty if this is what the file says.
 	Stale string
 }
 
@@ -69,14 +69,17 @@ const (
 	ProblemDuplicate ProblemKind = "duplicate"
 	// ProblemOwn: it would make crinet call itself.
 	ProblemOwn ProblemKind = "own"
+	// ProblemWarning: the network is used, but may not work as it is: its IPAM
+	// type is no executable, or a plugin counts by an earlier answer.
+	ProblemWarning ProblemKind = "warning"
 )
 
-// Problem is what is wrong with one file of the conf dir.
+// Problem says what is wrong with one file of the conf dir.
 type Problem struct {
 	Kind      ProblemKind
 	File      string // path; may be a file in the network's folder
-	Line, Col int    // from 1, in bytes; 0 if no place in the file is meant
-	Network   string // its name, as far as known
+	Line, Col int    // from 1, in bytes; 0 if the file as a whole is meant
+	Network   string // its name, if known
 	Reason    string
 }
 
@@ -92,15 +95,15 @@ func (p Problem) String() string {
 // immutable.
 type Snapshot struct {
 	Dir string // the conf dir
-	// DirReason says why the conf dir could not be read; empty if it could.
-	// If it is there but unreadable, the networks known before are kept.
+	// DirReason says why the conf dir could not be read; empty if it could. The
+	// networks of a conf dir that exists but cannot be read are kept.
 	DirReason string
 	Networks  []*Network // usable, in file-name order
 	Problems  []Problem  // in file-name order
 	Plugins   *probe.Plugins
 
-	// Generation counts the changes since the Watcher began, from 1; Changed
-	// is when and Why what was the last one. Scan leaves them empty.
+	// Generation counts the changes since the Watcher began, from 1. Changed is
+	// the time of the last one, Why says what it was. Scan leaves them empty.
 	Generation uint64
 	Changed    time.Time
 	Why        string
@@ -108,7 +111,7 @@ type Snapshot struct {
 	good map[string]*parsed // by file name: what was last good
 }
 
-// same reports whether nothing that anybody can see differs.
+// same reports whether both say the same, generations aside.
 func (s *Snapshot) same(o *Snapshot) bool {
 	return s.Dir == o.Dir && s.DirReason == o.DirReason && s.Plugins.Equal(o.Plugins) &&
 		reflect.DeepEqual(s.Networks, o.Networks) && reflect.DeepEqual(s.Problems, o.Problems)

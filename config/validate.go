@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/crinet-project/crinet/internal/dirs"
 )
 
-// Valid is a configuration file that is good by itself: whether the plugins
-// that it names are there, nobody has looked.
+// Valid is what a valid configuration file says. Whether its plugins exist is not
+// known.
 type Valid struct {
 	Network      string
 	CNIVersions  []string // that it can be used with, best first
@@ -20,7 +22,7 @@ type Valid struct {
 }
 
 // ValidateFile reads one configuration file as a scan of its directory would,
-// with the plugins in the network's folder beside it. It needs no daemon and no
+// with the plugins in the network's folder beside it. It needs neither daemon nor
 // plugins.
 func ValidateFile(path string) (*Valid, *Problem) {
 	dir := &Dir{Path: filepath.Dir(path), Folders: map[string]*Dir{}}
@@ -31,20 +33,17 @@ func ValidateFile(path string) (*Valid, *Problem) {
 	if !slices.Contains(confSuffixes(), filepath.Ext(f.Name)) || f.Name[0] == '.' {
 		return broken("is not read: a configuration's name ends in .conf, .conflist or .json, and does not begin with a dot")
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return broken("%s", errno(err))
-	}
-	if f.Data, err = readFile(path, info, maxTotal); err != nil {
+	var err error
+	if f.Data, err = dirs.ReadFile(path, maxFile); err != nil {
 		return broken("%s", errno(err))
 	}
 	var named struct {
 		Name string `json:"name"`
 	}
-	// What is wrong with the file is found by parse.
+	// parse reports what is wrong with the file.
 	if json.Unmarshal(f.Data, &named) == nil && filepath.IsLocal(named.Name) && named.Name != "." {
 		budget := maxTotal - len(f.Data)
-		folder, _ := readDir(filepath.Join(dir.Path, named.Name), []string{".conf"}, &budget)
+		folder, _ := readDir(filepath.Join(dir.Path, named.Name), folderSuffixes(), &budget)
 		if !errors.Is(folder.Err, os.ErrNotExist) {
 			dir.Folders[named.Name] = folder
 		}
@@ -53,13 +52,9 @@ func ValidateFile(path string) (*Valid, *Problem) {
 	if bad != nil {
 		return nil, &Problem{Kind: ProblemBroken, File: bad.path, Line: bad.line, Col: bad.col, Reason: bad.reason}
 	}
-	valid := &Valid{Network: p.name, CNIVersions: p.versions}
+	valid := &Valid{Network: p.name, CNIVersions: p.versions, Capabilities: p.capabilities(), NeedsPodCIDR: p.needsPodCIDR()}
 	for _, pl := range p.plugins {
 		valid.Plugins = append(valid.Plugins, pl.typ)
-		valid.Capabilities = append(valid.Capabilities, pl.capabilities...)
-		valid.NeedsPodCIDR = valid.NeedsPodCIDR || pl.needsPodCIDR
 	}
-	slices.Sort(valid.Capabilities)
-	valid.Capabilities = slices.Compact(valid.Capabilities)
 	return valid, nil
 }

@@ -1,34 +1,51 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-// watchTest is one way to change directories under a watcher that is told by
-// events only: there is no poll.
+// watchTest is one way to change directories under a watcher.
 type watchTest struct {
 	name string
 	prep func(r *rig)
 	do   func(r *rig)
 }
 
-func runWatchTests(t *testing.T, tests []watchTest) {
+// Ways to be told of changes.
+const (
+	both    = "" // as in the product
+	events  = " by events only"
+	looking = " without inotify"
+)
+
+func runWatchTests(t *testing.T, tests []watchTest, ways ...string) {
 	t.Parallel()
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t)
-			tt.prep(r)
-			r.start()
-			tt.do(r)
-			if s := r.w.Stats(); s.WatchError != "" {
-				t.Errorf("watching: %s", s.WatchError)
-			}
-		})
+	for _, way := range ways {
+		for _, tt := range tests {
+			t.Run(tt.name+way, func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t)
+				tt.prep(r)
+				switch way {
+				case events:
+					r.cfg.Poll = time.Hour
+				case looking:
+					r.cfg.Poll = 100 * time.Millisecond
+					r.open = func() (*notifications, error) { return nil, errors.New("no inotify") }
+				}
+				r.start()
+				tt.do(r)
+				if s := r.w.Stats(); (s.WatchError != "") != (way == looking) {
+					t.Errorf("watching: %s", s.WatchError)
+				}
+			})
+		}
 	}
 }
 
@@ -67,7 +84,7 @@ func TestWatchFiles(t *testing.T) {
 			r.rename("etc/net.d/2.conflist", "out")
 			r.want("b")
 		}},
-	})
+	}, events, looking)
 }
 
 // TestWatchLinks is about names that lead elsewhere.
@@ -128,7 +145,7 @@ func TestWatchLinks(t *testing.T) {
 				r.want(name)
 			}
 		}},
-	})
+	}, both, looking)
 }
 
 // TestWatchDirs is about directories that come and go.
@@ -183,7 +200,7 @@ func TestWatchDirs(t *testing.T) {
 			r.remove("etc/net.d/a")
 			r.want("a(stale)") // a list without plugins is not good
 		}},
-	})
+	}, both, looking)
 }
 
 // TestWatchPlugins is about the bin dirs.
@@ -221,5 +238,5 @@ func TestWatchPlugins(t *testing.T) {
 			addPlugin(r.t, r.root+"/usr/bin", "bridge", "1.0.0")
 			r.want("a")
 		}},
-	})
+	}, both, looking)
 }

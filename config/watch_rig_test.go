@@ -20,15 +20,15 @@ type rig struct {
 	root, conf, bin string
 	cfg             WatcherConfig
 	w               *Watcher
-	end             func() // ends Run and waits for it
+	end             func()                         // ends Run and waits for it
+	open            func() (*notifications, error) // replaces inotify, if set
 
 	mu      sync.Mutex
 	changes []*Snapshot
 	log     strings.Builder
 }
 
-// newRig makes a rig that has a bin dir with bridge and loopback, and hears of
-// changes by events only.
+// newRig makes a rig that has a bin dir with bridge and loopback.
 func newRig(t *testing.T) *rig {
 	r := &rig{t: t, root: t.TempDir()}
 	r.conf, r.bin = r.root+"/etc/net.d", r.root+"/opt/bin"
@@ -39,7 +39,6 @@ func newRig(t *testing.T) *rig {
 	r.cfg = WatcherConfig{
 		ConfDir: r.conf,
 		Prober:  probe.New([]string{r.bin}, probe.Config{}),
-		Poll:    time.Hour,
 		Log:     slog.New(slog.NewTextHandler(r, nil)),
 		OnChange: func(s *Snapshot) {
 			r.mu.Lock()
@@ -100,8 +99,11 @@ func (r *rig) start() {
 	w, err := NewWatcher(r.t.Context(), r.cfg)
 	r.must(err)
 	r.w = w
+	if r.open != nil {
+		w.open = r.open
+	}
 	r.run()
-	r.until("the watches", func() bool { s := w.Stats(); return s.Scans >= 2 && s.Probes >= 2 })
+	r.until("the watches", func() bool { s := w.Stats(); return s.Rearms > 0 || s.WatchError != "" })
 }
 
 func (r *rig) run() {

@@ -5,11 +5,11 @@ import (
 	"net/netip"
 )
 
-// ConflictError says that a host port can't be had, because somebody has it.
+// ConflictError says that a host port cannot be mapped, because somebody holds it.
 type ConflictError struct {
 	// Mapping is the one that was asked for.
 	Mapping Mapping
-	// Holder says who has the port: a pod, or a process of the host.
+	// Holder names who holds the port: a pod, or a process of the host.
 	Holder string
 	// Process is set if the holder is a process of the host.
 	Process bool
@@ -30,6 +30,10 @@ type owner struct {
 	mappings []Mapping
 }
 
+func ownerOf(pod Pod) *owner {
+	return &owner{identity: pod.identity(), sandbox: pod.SandboxID, mappings: pod.Mappings}
+}
+
 func (o *owner) String() string {
 	if o.sandbox == "" {
 		return fmt.Sprintf("pod %s/%s, which is being created", o.namespace, o.name)
@@ -47,8 +51,8 @@ type claim struct {
 	owner  *owner
 }
 
-// claims knows who holds which port. A look-up costs the number of addresses that
-// are claimed on that one port.
+// claims holds who has which port. A look-up takes time for each address that is
+// claimed on that one port.
 type claims map[portKey][]claim
 
 func keyOf(m Mapping) portKey { return portKey{m.Protocol, m.HostPort} }
@@ -72,8 +76,8 @@ func (c claims) add(o *owner) {
 	}
 }
 
-// release drops all claims of o; claims of others stay, and so it may be called
-// at any time and again.
+// release drops all claims of o, and those of nobody else, so that it may be called
+// at any time, and again.
 func (c claims) release(o *owner) {
 	for _, m := range o.mappings {
 		key := keyOf(m)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 // holds checks that the error is a conflict, and whom it names.
@@ -183,7 +185,9 @@ func TestConflictsWithProcesses(t *testing.T) {
 		"tcp 127.0.0.1 1003:80":   false,
 		"tcp 0.0.0.0 1004:80":     false, // Go's tcp6 is IPv6 only
 		"tcp :: 1004:80":          true,
-		"tcp 1005:80":             false, // ::1 is not mapped anyway
+		"tcp 1005:80":             false, // ::1 to ::1 is not translated
+		"tcp ::1 1005:80":         true,
+		"tcp ::1 1004:80":         true,
 		"tcp 0.0.0.0 1006:80":     true,
 		"tcp 2001:db8::1 1006:80": true,
 		"udp 1007:80":             true,
@@ -218,8 +222,8 @@ func reserveAndRelease(t *testing.T, m *Manager, pod Pod, holder string) {
 	}
 }
 
-func TestProcessesOf(t *testing.T) {
-	names, err := processesOf(t.Context(), "/proc", []listener{{inode: 0}, {inode: 4294967295, uid: 12}})
+func TestHolders(t *testing.T) {
+	names, err := kernel.New(0, newLayout()).Holders(t.Context(), []kernel.Listener{{Inode: 0}, {Inode: 4294967295, UID: 12}})
 	if err != nil {
 		t.Fatal(err)
 	}

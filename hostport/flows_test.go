@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 // udpSocket is one source port of the client for all of a test.
@@ -59,28 +61,20 @@ func TestUDPFlowFollows(t *testing.T) {
 	}
 }
 
-// flowsTo lists the connection tracking entries of UDP flows to a port.
-func flowsTo(t *testing.T, ns netns, port uint16) map[netip.Addr]string {
+// flowsTo lists the connection tracking entries of UDP flows to a port: where they
+// lead -> the kernel's number of the entry.
+func flowsTo(t *testing.T, ns netns, port uint16) map[netip.Addr]uint32 {
 	t.Helper()
-	conn, err := dial(unix.NETLINK_NETFILTER, ns.fd())
+	k := kernel.New(ns.fd(), newLayout())
+	defer k.Close()
+	found := make(map[netip.Addr]uint32)
+	query := kernel.FlowQuery{Family: unix.AF_INET, Protocol: UDP.number(), Port: port}
+	err := k.DeleteFlowsIf(query, func(f kernel.Flow) (bool, error) {
+		found[f.Dst] = f.ID
+		return false, nil
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer conn.Close()
-	found := make(map[netip.Addr]string)
-	flows, err := dumpFlows(conn, question{unix.AF_INET, UDP, port})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range flows {
-		if f.protocol != UDP.number() || f.port != port {
-			t.Errorf("the kernel's filter let protocol %d, port %d through", f.protocol, f.port)
-		}
-		for _, a := range f.name {
-			if a.Type == ctaID {
-				found[f.dst] = string(a.Data)
-			}
-		}
 	}
 	return found
 }
@@ -88,7 +82,7 @@ func flowsTo(t *testing.T, ns netns, port uint16) map[netip.Addr]string {
 // withManyPorts adds so many that flows are listed rather than deleted by filter.
 func withManyPorts(mapping string) []string {
 	mappings := []string{mapping}
-	for i := range maxFlushes {
+	for i := range maxFilters {
 		mappings = append(mappings, fmt.Sprintf("udp %d:%d", 20000+i, 20000+i))
 	}
 	return mappings
@@ -114,7 +108,7 @@ func TestOtherFlowsStay(t *testing.T) {
 			}
 			pod := web.pod(t, mappings...)
 			mustMap(t, m, pod)
-			want := map[netip.Addr]string{gw: start[gw], transit: start[transit]}
+			want := map[netip.Addr]uint32{gw: start[gw], transit: start[transit]}
 			if diff := cmp.Diff(want, flowsTo(t, n.node, 53), compareAddr); diff != "" {
 				t.Errorf("after Map: %s", diff)
 			}

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 // newManagerFor makes a Manager that has not been synchronized.
@@ -50,20 +52,21 @@ func run(t testing.TB, ctx context.Context, ns netns, m *Manager) {
 	waitIntact(t, ns, m, 5*time.Second)
 }
 
-// isIntact compares the kernel with the Manager's memory, through eyes of its own.
+// isIntact compares the kernel with the desired state, through a Kernel of its own.
 func isIntact(ns netns, m *Manager) error {
 	m.mu.Lock()
-	wanted := maps.Clone(m.elems)
+	wanted := maps.Clone(m.desired.elements)
 	m.mu.Unlock()
-	reader := newNFT(ns.fd())
-	why, err := reader.intact()
+	k := kernel.New(ns.fd(), newLayout())
+	why, err := k.Intact()
 	if err == nil && why == "" {
-		var u update
-		if u, err = reader.compare(wanted); !u.empty() {
-			why = fmt.Sprintf("%d elements too many, %d missing", len(u.remove), len(u.add))
+		var found map[kernel.Key]kernel.Element
+		found, err = k.Elements()
+		if u := kernel.Diff(found, wanted); !u.Empty() {
+			why = fmt.Sprintf("too many or wrong: %q, missing: %q", u.Remove, u.Add)
 		}
 	}
-	err = errors.Join(err, reader.close())
+	err = errors.Join(err, k.Close())
 	if err == nil && why != "" {
 		err = errors.New(why)
 	}
@@ -100,15 +103,21 @@ func watchChanges(t *testing.T, ns netns) func() map[string]int {
 				return count
 			}
 			for _, message := range messages {
-				a, err := attributes(message.Data[4:])
+				set := ""
+				d, err := netlink.NewAttributeDecoder(message.Data[4:])
 				if err != nil {
 					t.Fatal(err)
+				}
+				for d.Next() {
+					if d.Type() == unix.NFTA_SET_ELEM_LIST_SET {
+						set = d.String()
+					}
 				}
 				switch message.Header.Type & 0xff {
 				case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
 					count["table"]++
 				case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
-					count[text(a[unix.NFTA_SET_ELEM_LIST_SET])]++
+					count[set]++
 				}
 			}
 		}
@@ -204,33 +213,32 @@ func TestHealMany(t *testing.T) {
 func TestOwnChangesAreNoAlarm(t *testing.T) {
 	ns := nftNetNS(t)
 	m := newManagerFor(t, ns)
-	conn, err := m.subscribe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
 	if err := m.Sync(t.Context(), manyPods(t, 100)); err != nil {
 		t.Fatal(err)
 	}
+	changes := make(chan string, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		if err := m.host.WatchTable(ctx, func(what string) { changes <- what }); err != nil {
+			t.Error(err)
+		}
+	})
+	defer watching.Wait()
+	defer cancel()
+	seen := []string{<-changes} // it listens
 	mustMap(t, m, testPod(t, "web", []string{"10.1.0.2"}, "tcp 80:80"))
 	mustUnmap(t, m, "sandbox-web")
 	ns.nft(t, "add rule inet crinet hostports drop; add table inet other; add rule inet crinet hostports drop")
-	var seen []string
-	for len(seen) < 2 {
-		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		messages, err := conn.Receive()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, message := range messages {
-			if what := m.foreign(message); what != "" {
-				seen = append(seen, what)
-			}
+	for len(seen) < 3 {
+		select {
+		case what := <-changes:
+			seen = append(seen, what)
+		case <-time.After(5 * time.Second):
+			t.Fatalf("seen so far: %q", seen)
 		}
 	}
-	if diff := cmp.Diff([]string{"rule added", "rule added"}, seen); diff != "" {
+	if diff := cmp.Diff([]string{"", "rule added", "rule added"}, seen); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -263,7 +271,7 @@ func TestTransactionsMeetOthers(t *testing.T) {
 
 // TestPacer checks that one heal costs no pause, and a war grows quiet.
 func TestPacer(t *testing.T) {
-	p := pacer{interval: time.Minute}
+	p := newPacer(time.Minute)
 	now := time.Now()
 	var pauses []time.Duration
 	for range 9 {

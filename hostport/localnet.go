@@ -2,269 +2,185 @@ package hostport
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
+	"maps"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
-// interfaceUse is an interface over which pods are reached from 127.0.0.0/8.
-type interfaceUse struct {
-	pods int
-	// ours is set if route_localnet was off there before us. Such interfaces are
-	// elements of the set route_localnet, and are switched off when no pod is left.
-	ours bool
+// recordName is the name in Records of the interfaces on which crinet switched
+// route_localnet on: a JSON list of their names.
+const recordName = "hostport/route_localnet"
+
+// localnetChange is what differs between the desired state of route_localnet and
+// the kernel's.
+type localnetChange struct {
+	// on and off are to be switched; forget are off already, or gone.
+	on, off, forget []string
 }
 
-// localnetPlan is what one exchange of pods does about route_localnet.
-type localnetPlan struct {
-	enter, leave string // interfaces with one pod more, one less
-	// on and off become, or cease to be, elements of the set.
-	on, off string
-	// enable is switched on after the transaction.
-	enable string
-}
-
-// ways is how the node reaches a pod.
-type ways struct {
-	// loopback is the interface on which the pod needs route_localnet, "" if none.
-	loopback string
-	// bridges are the Linux bridges that lead to the pod.
-	bridges []string
-}
-
-// elements are what the ways need in the kernel.
-func (w ways) elements() []element {
-	elements := make([]element, 0, len(w.bridges))
-	for _, name := range w.bridges {
-		elements = append(elements, bridgeElement(name))
-	}
-	return elements
-}
-
-// waysTo finds out over which interfaces the pod's addresses are routed. Where
-// route_localnet can't serve a mapping for 127.0.0.0/8, that is logged.
-func (m *Manager) waysTo(ctx context.Context, r *rtnl, pod Pod) (ways, error) {
-	var w ways
-	for _, f := range families() {
-		ip := f.addrOf(pod)
-		if !ip.IsValid() {
-			continue
-		}
-		l, why, err := r.podLink(ip)
-		if err != nil {
-			return ways{}, err
-		}
-		if l.kind == "bridge" && !slices.Contains(w.bridges, l.name) {
-			w.bridges = append(w.bridges, l.name)
-		}
-		if !f.any.Is4() || !wantsLoopback(f, pod.Mappings) {
-			continue
-		}
-		if why == "" && !leadsToPods(l.kind) {
-			why = fmt.Sprintf("%s is reached over %s, which is not an interface for pods alone", ip, l.name)
-		}
-		if why == "" {
-			w.loopback = l.name
-			continue
-		}
-		m.log.WarnContext(ctx, "hostPorts don't answer on 127.0.0.1",
-			"namespace", pod.Namespace, "pod", pod.Name, "sandbox", pod.SandboxID, "reason", why)
-	}
-	return w, nil
-}
-
-// podLink finds the interface behind which ip is, or else says why there is none.
-func (r *rtnl) podLink(ip netip.Addr) (l link, why string, err error) {
-	way, err := r.routeTo(ip)
-	if err != nil && unroutable(err) {
-		return link{}, err.Error(), nil
-	}
-	if err != nil {
-		return link{}, "", err
-	}
-	if way.gateway || way.local {
-		return link{}, fmt.Sprintf("%s is not on a link of this node", ip), nil
-	}
-	l, err = r.linkByIndex(way.oif)
-	if errors.Is(err, unix.ENODEV) {
-		return link{}, err.Error(), nil
-	}
-	return l, "", err
-}
-
-func wantsLoopback(f family, mappings []Mapping) bool {
-	for _, m := range mappings {
-		if !m.HostIP.IsValid() || m.HostIP == f.any || f.loopback.Contains(m.HostIP) {
-			return true
+// compareLocalnet compares the named interfaces. Pods need route_localnet on some;
+// on the recorded ones crinet switched it on; state has those that exist.
+func compareLocalnet[T any](names []string, needed map[string]T, recorded map[string]struct{}, state map[string]bool) localnetChange {
+	var c localnetChange
+	for _, name := range names {
+		_, need := needed[name]
+		_, ours := recorded[name]
+		on, exists := state[name]
+		switch {
+		case need && exists && !on:
+			c.on = append(c.on, name)
+		case ours && !need && on:
+			c.off = append(c.off, name)
+		case ours && !need:
+			c.forget = append(c.forget, name)
 		}
 	}
-	return false
+	return c
 }
 
-// leadsToPods says whether interfaces of the kind lie between node and pods, and
-// not between node and world.
-func leadsToPods(kind string) bool {
-	switch kind {
-	case "bridge", "veth", "netkit", "tun", "openvswitch":
-		return true
-	}
-	return false
-}
-
-func (m *Manager) planLocalnet(old, next *mapped) (localnetPlan, error) {
-	var p localnetPlan
-	if old != nil {
-		p.leave = old.iface
-	}
-	if next != nil {
-		p.enter = next.iface
-	}
-	if p.enter == p.leave {
-		p.leave = ""
-		if old != nil && next != nil {
-			return p.enableIfOff(m, false)
-		}
-	}
-	if use := m.localnet[p.leave]; use != nil && use.pods == 1 && use.ours {
-		p.off = p.leave
-	}
-	return p.enableIfOff(m, true)
-}
-
-// enableIfOff finds out about the interface that is entered. It may be off though
-// other pods use it: somebody else may have made it anew.
-func (p localnetPlan) enableIfOff(m *Manager, enter bool) (localnetPlan, error) {
-	name := p.enter
-	if !enter {
-		p.enter = ""
-	}
-	if name == "" {
-		return p, nil
-	}
-	err := withRtnl(m.netns, func(r *rtnl) error {
-		l, err := r.linkByName(name)
-		if err == nil && !l.routeLocalnet {
-			p.enable = name
-		}
-		return err
-	})
-	if errors.Is(err, unix.ENODEV) {
-		return p, nil // gone in the meantime, and the pod with it
-	}
-	if use := m.localnet[name]; p.enable != "" && (use == nil || !use.ours) {
-		p.on = name
-	}
-	return p, err
-}
-
-// commitLocalnet carries the plan out after its elements are in the kernel.
-func (m *Manager) commitLocalnet(p localnetPlan) error {
-	m.use(p)
-	var on, off error
-	if p.enable != "" {
-		on = m.switchOn([]string{p.enable})
-	}
-	if p.off != "" {
-		off = m.switchOff([]string{p.off})
-	}
-	return errors.Join(on, off)
-}
-
-// use counts the plan.
-func (m *Manager) use(p localnetPlan) {
-	if p.enter != "" {
-		if m.localnet[p.enter] == nil {
-			m.localnet[p.enter] = &interfaceUse{}
-		}
-		m.localnet[p.enter].pods++
-	}
-	if use := m.localnet[p.on]; use != nil {
-		use.ours = true
-	}
-	if use := m.localnet[p.leave]; use != nil {
-		use.pods--
-		if use.pods == 0 {
-			delete(m.localnet, p.leave)
-		}
-	}
-}
-
-func (m *Manager) switchOn(names []string) error  { return m.switchLocalnet(names, true) }
-func (m *Manager) switchOff(names []string) error { return m.switchLocalnet(names, false) }
-
-// switchLocalnet sets route_localnet on those of the interfaces that still exist.
-func (m *Manager) switchLocalnet(names []string, on bool) error {
+// beginLocalnet does what comes before the transaction: interfaces to be switched
+// on are recorded, and those to be switched off are. One that cannot be switched off
+// stays recorded, and guarded, until a later check succeeds. It returns the
+// interfaces to be switched on.
+func (m *Manager) beginLocalnet(ctx context.Context, names []string) ([]string, error) {
+	m.stuck = nil
 	if len(names) == 0 {
-		return nil
-	}
-	return withRtnl(m.netns, func(r *rtnl) error {
-		var wrong problems
-		for _, name := range names {
-			l, err := r.linkByName(name)
-			if err == nil && l.routeLocalnet != on {
-				err = r.setRouteLocalnet(l.index, on)
-			}
-			if err != nil && !errors.Is(err, unix.ENODEV) {
-				wrong.add(fmt.Errorf("set net.ipv4.conf.%s.route_localnet: %w", name, err))
-			}
-		}
-		return wrong.err()
-	})
-}
-
-// claimSwitchedOff lists the interfaces in use on which route_localnet is off, and
-// takes them for ours in memory.
-func (m *Manager) claimSwitchedOff() ([]string, error) {
-	if len(m.localnet) == 0 {
 		return nil, nil
 	}
-	var names []string
-	err := withRtnl(m.netns, func(r *rtnl) error {
-		links, err := r.allLinks()
-		if err != nil {
-			return fmt.Errorf("list the interfaces: %w", err)
-		}
-		for _, l := range links {
-			use := m.localnet[l.name]
-			if use == nil || l.routeLocalnet {
-				continue
+	state, err := m.host.RouteLocalnet(names)
+	if err != nil {
+		return nil, err
+	}
+	c := compareLocalnet(names, m.desired.localnet, m.recorded, state)
+	for _, name := range c.on {
+		m.recorded[name] = struct{}{}
+	}
+	if len(c.on) > 0 {
+		if err := m.saveRecord(); err != nil {
+			for _, name := range c.on {
+				delete(m.recorded, name)
 			}
-			names = append(names, l.name)
-			if !use.ours {
-				use.ours = true
-				m.keepInterface(l.name)
-			}
-		}
-		return nil
-	})
-	return names, err
-}
-
-// keepInterface makes the interface an element of the set.
-func (m *Manager) keepInterface(name string) {
-	e := ifnameElement(name)
-	m.elems[e.elemKey] = counted{e, 1}
-}
-
-// dropIdleInterfaces forgets interfaces that no pod uses, and returns their names.
-func (m *Manager) dropIdleInterfaces() []string {
-	var idle []string
-	for name, use := range m.localnet {
-		if use.pods == 0 {
-			idle = append(idle, name)
-			delete(m.localnet, name)
-			delete(m.elems, ifnameElement(name).elemKey)
+			return nil, err
 		}
 	}
-	return idle
+	for _, name := range c.off {
+		if err := m.host.SetRouteLocalnet(name, false); err != nil {
+			m.log.ErrorContext(ctx, "route_localnet stays on for now", "interface", name, "error", err)
+			m.stuck = fmt.Errorf("route_localnet stays on on interfaces that no longer need it: %w", err)
+			continue
+		}
+		c.forget = append(c.forget, name)
+	}
+	for _, name := range c.forget {
+		delete(m.recorded, name)
+	}
+	m.desired.set(needOfRecord, recordNeed(m.recorded))
+	return c.on, nil
 }
 
-// ifnameIn is the inverse of ifnameElement.
-func ifnameIn(key string) string {
-	name, _, _ := strings.Cut(key, "\x00")
-	return name
+// endLocalnet does what comes after the transaction.
+func (m *Manager) endLocalnet(ctx context.Context, enable []string) error {
+	var wrong problems
+	for _, name := range enable {
+		if err := m.host.SetRouteLocalnet(name, true); err != nil {
+			wrong.add(err)
+		}
+	}
+	// What is recorded and off already does no harm, and is saved next time.
+	if err := m.saveRecord(); err != nil {
+		m.log.ErrorContext(ctx, "the record of route_localnet names too many interfaces for now", "error", err)
+	}
+	return wrong.err()
+}
+
+func recordNeed(recorded map[string]struct{}) need {
+	var n need
+	for name := range recorded {
+		n.shared = append(n.shared, localnetElement(name))
+	}
+	return n
+}
+
+// allInterfaces are those on which route_localnet is, or should be, on.
+func (m *Manager) allInterfaces() []string {
+	all := maps.Clone(m.recorded)
+	for name := range m.desired.localnet {
+		all[name] = struct{}{}
+	}
+	return slices.Collect(maps.Keys(all))
+}
+
+// interfacesOf are those on which the exchange of two pods may change something:
+// the one that the next pod needs, and the one that nobody needs any more.
+func (m *Manager) interfacesOf(old, next *mapped) []string {
+	var names []string
+	if next != nil && next.need.localnet != "" {
+		names = append(names, next.need.localnet)
+	}
+	if old != nil && old.need.localnet != "" && m.desired.localnet[old.need.localnet] == nil {
+		names = append(names, old.need.localnet)
+	}
+	return names
+}
+
+// saveRecord stores the record if it differs from what is stored.
+func (m *Manager) saveRecord() error {
+	if m.records == nil || maps.Equal(m.recorded, m.saved) {
+		return nil
+	}
+	value, err := json.Marshal(slices.AppendSeq([]string{}, maps.Keys(m.recorded)))
+	if err == nil {
+		err = m.records.PutMeta(recordName, value)
+	}
+	if err != nil {
+		return fmt.Errorf("record on which interfaces route_localnet is switched on: %w", err)
+	}
+	m.saved = maps.Clone(m.recorded)
+	return nil
+}
+
+// loadRecord reads on which interfaces an earlier run switched route_localnet on:
+// from Records or, if nothing was ever stored there, from the table.
+func (m *Manager) loadRecord() error {
+	var names []string
+	if m.records != nil {
+		value, err := m.records.Meta(recordName)
+		if err == nil && value != nil {
+			err = json.Unmarshal(value, &names)
+		}
+		if err != nil {
+			return fmt.Errorf("read on which interfaces route_localnet was switched on: %w", err)
+		}
+		if value != nil {
+			m.recorded = setOf(names)
+			m.saved = setOf(names)
+			return nil
+		}
+	}
+	found, err := m.host.Elements(setRouteLocalnet)
+	if errors.Is(err, unix.ENOENT) { // no table
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for key := range found {
+		names = append(names, kernel.InterfaceIn(key.Bytes))
+	}
+	m.recorded = setOf(names)
+	return nil
+}
+
+func setOf(names []string) map[string]struct{} {
+	set := make(map[string]struct{}, len(names))
+	for _, name := range names {
+		set[name] = struct{}{}
+	}
+	return set
 }

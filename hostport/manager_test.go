@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 func TestNewChecksItsConfig(t *testing.T) {
@@ -45,7 +47,7 @@ func TestUnavailable(t *testing.T) {
 			return err
 		}
 		// The namespace's own thread has lost the right; sockets are made on it.
-		m.nft.netns, m.netns = 0, 0
+		m.host = kernel.New(0, newLayout())
 		return m.Sync(t.Context(), []Pod{pod})
 	})
 	if err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
@@ -53,7 +55,10 @@ func TestUnavailable(t *testing.T) {
 	}
 	check("without the right", "CAP_NET_ADMIN")
 	// The right is back: what Sync was told is in force.
-	m.nft.netns, m.netns = ns.fd(), ns.fd()
+	if err := m.host.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.host = kernel.New(ns.fd(), newLayout())
 	if _, err := m.check(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
@@ -118,8 +123,8 @@ func TestMostMappings(t *testing.T) {
 		t.Error(err)
 	}
 	mustUnmap(t, m, pod.SandboxID)
-	if len(m.elems)+len(m.claims) != 0 {
-		t.Errorf("%d elements and %d claims are left", len(m.elems), len(m.claims))
+	if len(m.desired.elements)+len(m.claims) != 0 {
+		t.Errorf("%d elements and %d claims are left", len(m.desired.elements), len(m.claims))
 	}
 }
 

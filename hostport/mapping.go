@@ -34,8 +34,7 @@ func (p Protocol) number() byte {
 	}
 }
 
-// Mapping says that what arrives on the node at HostPort goes to ContainerPort
-// of the pod.
+// Mapping sends what arrives on the node at HostPort to ContainerPort of the pod.
 type Mapping struct {
 	Protocol Protocol `json:"protocol"`
 	// HostIP is the node's address that the mapping is for. The zero value means
@@ -46,7 +45,7 @@ type Mapping struct {
 	ContainerPort uint16     `json:"containerPort"`
 }
 
-// String gives the mapping as people write it, such as "tcp 192.0.2.1:80".
+// String returns the mapping in a form such as "tcp 192.0.2.1:80".
 func (m Mapping) String() string {
 	host := "*"
 	if m.HostIP.IsValid() {
@@ -58,10 +57,10 @@ func (m Mapping) String() string {
 	return fmt.Sprintf("%s %s:%d", m.Protocol, host, m.HostPort)
 }
 
-// Request is a mapping as it comes from outside, unchecked: a CRI PortMapping, or
-// an entry of CNI's portMappings capability.
+// Request is a mapping that has not been checked: a CRI PortMapping, or an entry of
+// CNI's portMappings capability.
 type Request struct {
-	// Protocol is tcp, udp or sctp in any case; empty is tcp.
+	// Protocol is tcp, udp or sctp, in upper or lower case; empty is tcp.
 	Protocol      string
 	HostIP        string
 	HostPort      int32
@@ -100,7 +99,7 @@ func ParseMappings(requests []Request) ([]Mapping, error) {
 	return mappings, nil
 }
 
-// String gives the request back as it came, shortened where it is junk.
+// String returns the request as it came, with long values cut.
 func (r Request) String() string {
 	return fmt.Sprintf("protocol %.20q, hostIP %.60q, hostPort %d, containerPort %d",
 		r.Protocol, r.HostIP, r.HostPort, r.ContainerPort)
@@ -140,8 +139,6 @@ func checkHostIP(addr netip.Addr) error {
 		return errors.New("hostIP must not have a zone")
 	case addr.IsMulticast(), addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return errors.New("hostIP must be an address of one node, not of many")
-	case addr == netip.IPv6Loopback():
-		return errors.New("hostIP ::1 can't be mapped: the kernel does not route it; use 127.0.0.1")
 	}
 	return nil
 }
@@ -155,9 +152,9 @@ func compareMappings(a, b Mapping) int {
 	)
 }
 
-// checkOverlaps refuses one host port that is to lead to two container ports. In
-// the sorted mappings wildcards come before the addresses that they stand for, so
-// each mapping is compared with up to three that came before it.
+// checkOverlaps refuses a host port that leads to two container ports. In the sorted
+// mappings wildcards come before the addresses that they stand for, so that each
+// mapping is compared with at most three that came before it.
 func checkOverlaps(mappings []Mapping) error {
 	type key struct {
 		portKey
@@ -169,7 +166,7 @@ func checkOverlaps(mappings []Mapping) error {
 		for _, hostIP := range coveredBy(m.HostIP) {
 			before, ok := seen[key{keyOf(m), hostIP}]
 			if ok && before.ContainerPort != m.ContainerPort {
-				wrong.add(fmt.Errorf("%s is to lead to container port %d, and %s to container port %d; drop one",
+				wrong.add(fmt.Errorf("%s leads to container port %d, and %s to container port %d; drop one",
 					before, before.ContainerPort, m, m.ContainerPort))
 			}
 		}
@@ -205,7 +202,7 @@ func overlap(a, b netip.Addr) bool {
 	return a == b || a.IsUnspecified() || b.IsUnspecified()
 }
 
-// problems collects errors and keeps the text short however many there are.
+// problems collects errors and limits the length of their text.
 type problems struct {
 	first []error
 	more  int

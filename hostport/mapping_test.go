@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -28,6 +30,7 @@ func TestParseMappings(t *testing.T) {
 		{"wildcards", []Request{{"tcp", "0.0.0.0", 80, 80}, {"tcp", "::", 80, 80}},
 			[]Mapping{{TCP, addr("0.0.0.0"), 80, 80}, {TCP, addr("::"), 80, 80}}, ""},
 		{"IPv4 in IPv6", []Request{{"tcp", "::ffff:192.0.2.1", 80, 80}}, []Mapping{{TCP, addr("192.0.2.1"), 80, 80}}, ""},
+		{"IPv6 loopback", []Request{{"tcp", "::1", 80, 80}}, []Mapping{{TCP, addr("::1"), 80, 80}}, ""},
 		{"repetition", []Request{{"tcp", "", 80, 80}, {"TCP", "", 80, 80}}, []Mapping{{TCP, netip.Addr{}, 80, 80}}, ""},
 		{"one port, two protocols", []Request{{"tcp", "", 53, 53}, {"udp", "", 53, 54}},
 			[]Mapping{{TCP, netip.Addr{}, 53, 53}, {UDP, netip.Addr{}, 53, 54}}, ""},
@@ -45,7 +48,6 @@ func TestParseMappings(t *testing.T) {
 		{"zone", []Request{{"tcp", "fe80::1%eth0", 80, 80}}, nil, "zone"},
 		{"multicast", []Request{{"tcp", "224.0.0.1", 80, 80}}, nil, "not of many"},
 		{"broadcast", []Request{{"tcp", "255.255.255.255", 80, 80}}, nil, "not of many"},
-		{"::1", []Request{{"tcp", "::1", 80, 80}}, nil, "127.0.0.1"},
 		{"two targets", []Request{{"tcp", "", 80, 80}, {"tcp", "", 80, 81}}, nil, "container port 80, and tcp *:80 to container port 81"},
 		{"wildcard and address", []Request{{"tcp", "192.0.2.1", 80, 80}, {"tcp", "0.0.0.0", 80, 81}}, nil, "tcp 192.0.2.1:80 to container port 80"},
 		{"both wildcard and address", []Request{{"tcp", "2001:db8::1", 80, 80}, {"tcp", "", 80, 81}}, nil, "tcp [2001:db8::1]:80"},
@@ -105,24 +107,24 @@ func FuzzParseMappings(f *testing.F) {
 			t.Fatalf("%v out of %v", mappings, requests)
 		}
 		pod := Pod{Namespace: p1, Name: ip2, Mappings: mappings, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}
-		elements, err := elementsOf(pod)
+		needed, err := needOf(pod, facts{})
 		if err != nil {
 			t.Fatalf("a pod of both families can't have %v: %v", mappings, err)
 		}
-		seen := make(map[elemKey]string)
-		for _, e := range elements {
-			if before, ok := seen[e.elemKey]; ok && before != e.val {
+		seen := make(map[kernel.Key]string)
+		for _, e := range append(needed.own, needed.shared...) {
+			if before, ok := seen[e.Key]; ok && before != e.Value {
 				t.Fatalf("%v lead one key to two targets", mappings)
 			}
-			seen[e.elemKey] = e.val
-			if len(e.comment) > maxComment {
-				t.Fatalf("a comment of %d bytes", len(e.comment))
+			seen[e.Key] = e.Value
+			if len(e.Comment) > maxComment {
+				t.Fatalf("a comment of %d bytes", len(e.Comment))
 			}
 		}
 	})
 }
 
-func TestElementsNeedAddresses(t *testing.T) {
+func TestNeedsAddresses(t *testing.T) {
 	for _, test := range []struct {
 		ips, mappings []string
 		err           string
@@ -133,7 +135,7 @@ func TestElementsNeedAddresses(t *testing.T) {
 		{[]string{"fd00::1"}, []string{"tcp 80:80", "tcp 127.0.0.1 81:80"}, "tcp 127.0.0.1:81"},
 		{nil, []string{"tcp 80:80"}, "no address"},
 	} {
-		_, err := elementsOf(testPod(t, "web", test.ips, test.mappings...))
+		_, err := needOf(testPod(t, "web", test.ips, test.mappings...), facts{})
 		if (test.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), test.err) {
 			t.Errorf("%v with %v: %v, want %q", test.mappings, test.ips, err, test.err)
 		}

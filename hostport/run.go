@@ -4,82 +4,108 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
 const (
-	// settle is how long a change of somebody else's may take to be complete
-	// before the table is looked at.
-	settle = 2 * time.Millisecond
-	// A table that others break again and again is put right at growing
-	// intervals, up to maxPause; after calm of that length the first one counts anew.
+	// quiet is how long somebody else's change may take to be complete before the
+	// kernel is looked at.
+	quiet = 2 * time.Millisecond
+	// A table that others break again and again is put right at growing intervals, up
+	// to maxPause; after calm of that length the first repair counts anew.
 	minPause = 25 * time.Millisecond
 	maxPause = time.Second
-	// retryAfter is the time between attempts when the kernel refuses, at first.
+	// retryAfter is the time before the first repetition when the kernel refuses.
 	retryAfter = 250 * time.Millisecond
 )
 
-// Run keeps the table equal to the Manager's memory until ctx ends: it listens for
-// changes by others and puts them right, within some milliseconds, and compares
-// in intervals besides. It may be started before Sync, and does nothing until
-// then. Where nobody can be listened to, that is logged, and tried again.
+// Run keeps the kernel equal to the desired state until ctx ends: it listens for
+// changes by others and puts them right within milliseconds, and compares in
+// intervals besides. It may be started before Sync, and does nothing until then.
+// If listening fails, that is logged, and tried again.
 func (m *Manager) Run(ctx context.Context) {
-	var listener sync.WaitGroup
-	listener.Go(func() { m.listen(ctx) })
-	defer listener.Wait()
+	var listeners sync.WaitGroup
+	listeners.Go(func() {
+		m.listen(ctx, "the hostPort table", func(ctx context.Context) error {
+			return m.host.WatchTable(ctx, func(what string) { raise(m.alarms, what) })
+		})
+	})
+	if len(m.protected) > 0 {
+		listeners.Go(func() {
+			m.listen(ctx, "the addresses that hostPorts must not translate", func(ctx context.Context) error {
+				return m.host.WatchAddresses(ctx, m.protected, func(what string) { raise(m.moved, what) })
+			})
+		})
+	}
+	defer listeners.Wait()
 
-	check := time.NewTimer(m.interval)
-	defer check.Stop()
-	p := pacer{interval: m.interval}
+	timer := time.NewTimer(m.interval)
+	defer timer.Stop()
+	p := newPacer(m.interval)
 	for {
 		var alarm string
 		select {
 		case <-ctx.Done():
 			return
-		case <-check.C:
+		case <-m.moved:
+			if !backoff.Sleep(ctx, quiet) {
+				return
+			}
+			if err := m.protect(ctx); err != nil {
+				m.log.ErrorContext(ctx, "addresses of Services may be translated for now", "error", err)
+				raise(m.alarms, "a change of protected addresses failed")
+			}
+			continue
+		case <-timer.C:
 		case alarm = <-m.alarms:
-			// What follows at once belongs to it.
-			if !sleep(ctx, settle) {
+			if !backoff.Sleep(ctx, quiet) {
 				return
 			}
 		}
 		healed, err := m.check(ctx, alarm)
-		if !sleep(ctx, p.pause(time.Now(), healed)) {
+		if !backoff.Sleep(ctx, p.pause(time.Now(), healed)) {
 			return
 		}
-		check.Reset(p.next(err))
+		timer.Reset(p.next(err))
 	}
 }
 
-// check looks at the table and puts it right.
-func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.managing {
-		return false, nil
+// listen runs watch until ctx ends, again at growing intervals when it fails. It
+// begins each time with an alarm, since something may have been missed.
+func (m *Manager) listen(ctx context.Context, what string, watch func(context.Context) error) {
+	p := newPacer(m.interval)
+	for {
+		began := time.Now()
+		err := watch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		m.log.ErrorContext(ctx, "changes by others are noticed only in intervals for now",
+			"what", what, "interval", m.interval, "error", err)
+		if time.Since(began) > m.interval {
+			p.retries.Reset()
+		}
+		if !backoff.Sleep(ctx, p.next(err)) {
+			return
+		}
 	}
-	changed, err := m.restore(ctx)
-	if err != nil || changed == "" {
-		return false, err
-	}
-	if alarm != "" {
-		changed += "; seen first: " + alarm
-	}
-	m.heal(ctx, changed)
-	return true, nil
-}
-
-// heal tells that the table was put right.
-func (m *Manager) heal(ctx context.Context, reason string) {
-	m.log.WarnContext(ctx, "the hostPort table was changed by somebody else and has been put right", "reason", reason)
-	m.onHeal(reason)
 }
 
 // pacer sets the times between checks.
 type pacer struct {
 	interval time.Duration
 	healed   time.Time
-	paused   time.Duration
-	retry    time.Duration
+	pauses   backoff.Backoff // while others break the table
+	retries  backoff.Backoff // while the kernel refuses
+}
+
+func newPacer(interval time.Duration) *pacer {
+	return &pacer{
+		interval: interval,
+		pauses:   backoff.Backoff{First: minPause, Max: maxPause},
+		retries:  backoff.Backoff{First: min(retryAfter, interval), Max: interval},
+	}
 }
 
 // pause is how long to wait after a check before alarms count again: nothing,
@@ -88,36 +114,20 @@ func (p *pacer) pause(now time.Time, healed bool) time.Duration {
 	if !healed {
 		return 0
 	}
-	if now.Sub(p.healed) < 2*maxPause {
-		p.paused = min(max(2*p.paused, minPause), maxPause)
-	} else {
-		p.paused = 0
-	}
+	again := now.Sub(p.healed) < 2*maxPause
 	p.healed = now
-	return p.paused
+	if !again {
+		p.pauses.Reset()
+		return 0
+	}
+	return p.pauses.Next()
 }
 
 // next is when to check again without an alarm, after a check with this outcome.
 func (p *pacer) next(err error) time.Duration {
 	if err == nil {
-		p.retry = 0
+		p.retries.Reset()
 		return p.interval
 	}
-	p.retry = min(max(2*p.retry, retryAfter), p.interval)
-	return p.retry
-}
-
-// sleep waits; it says no if ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
+	return p.retries.Next()
 }

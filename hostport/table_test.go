@@ -1,14 +1,10 @@
 package hostport
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"flag"
-	"fmt"
-	"math/rand/v2"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,223 +12,185 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var updateGolden = flag.Bool("update", false, "write the golden files")
-
-// dumpTable is `nft -j list table inet crinet` without what differs from run to run.
-func dumpTable(t testing.TB, ns netns) string {
+// listTable is `nft list table inet crinet`, with one element a line, sorted.
+func listTable(t testing.TB, ns netns) string {
 	t.Helper()
-	out := ns.run(t, "nft", "-j", "list", "table", "inet", tableName)
-	var parsed struct {
-		Nftables []map[string]map[string]any `json:"nftables"`
-	}
-	if err := json.Unmarshal([]byte(out), &parsed); err != nil {
-		t.Fatalf("%v in %s", err, out)
-	}
-	var b bytes.Buffer
-	for _, object := range parsed.Nftables {
-		if _, ok := object["metainfo"]; ok {
-			continue
-		}
-		for _, fields := range object {
-			delete(fields, "handle")
-			sortElements(fields)
-		}
-		line, err := json.Marshal(object)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.Write(line)
-		b.WriteByte('\n')
-	}
-	return b.String()
+	return normalize(ns.run(t, "nft", "list", "table", "inet", tableName))
 }
 
-func golden(t *testing.T, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", filepath.FromSlash(t.Name())+".golden")
-	if *updateGolden {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
+// normalize puts each element of a set on a line of its own, and sorts them.
+func normalize(listing string) string {
+	var out, elements []string
+	inElements := false
+	for line := range strings.Lines(listing) {
+		line = strings.TrimRight(line, "\n")
+		text := strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(text, "elements = {"); ok {
+			inElements, text = true, rest
 		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
+		if !inElements {
+			out = append(out, line)
+			continue
+		}
+		text, last := strings.CutSuffix(text, "}")
+		elements = append(elements, strings.Split(text, ",")...)
+		if last {
+			inElements = false
+			out = append(out, sortedElements(elements)...)
+			elements = nil
 		}
 	}
-	want, err := os.ReadFile(path)
+	return strings.Join(out, "\n") + "\n"
+}
+
+func sortedElements(elements []string) []string {
+	var lines []string
+	for _, e := range elements {
+		if e = strings.TrimSpace(e); e != "" {
+			lines = append(lines, "\t\telement "+e)
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// documentedTable is the table in the package comment, normalized.
+func documentedTable(t *testing.T) string {
+	t.Helper()
+	source, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("the table differs from %s (-want +got); -update writes it anew:\n%s", path, diff)
+	file, err := parser.ParseFile(token.NewFileSet(), "doc.go", source, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-func sortElements(fields map[string]any) {
-	elements, ok := fields["elem"].([]any)
-	if !ok {
-		return
-	}
-	text := func(v any) string {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return err.Error()
+	var lines []string
+	for _, line := range strings.Split(docOf(file), "\n") {
+		line = strings.TrimPrefix(line, "\t")
+		if line == "table inet "+tableName+" {" {
+			lines = []string{}
 		}
-		return string(b)
+		if lines != nil {
+			lines = append(lines, line)
+			if line == "}" {
+				return normalize(strings.Join(lines, "\n") + "\n")
+			}
+		}
 	}
-	slices.SortFunc(elements, func(a, b any) int { return strings.Compare(text(a), text(b)) })
+	t.Fatal("doc.go shows no table")
+	return ""
 }
 
-// TestTable compares the table for many kinds of mappings with golden dumps, and
-// the table that is left when the pod goes with the empty one.
+func docOf(file *ast.File) string { return file.Doc.Text() }
+
+// split separates the elements of a normalized table from the rest.
+func split(table string) (rest string, elements []string) {
+	for line := range strings.Lines(table) {
+		if e, ok := strings.CutPrefix(line, "\t\telement "); ok {
+			elements = append(elements, strings.TrimSuffix(e, "\n"))
+		} else {
+			rest += line
+		}
+	}
+	return rest, elements
+}
+
+// TestTableIsAsDocumented holds the kernel's table against the package comment.
+func TestTableIsAsDocumented(t *testing.T) {
+	n := newTestNode(t, "cni0")
+	n.node.run(t, "ip", "link", "add", kubeIPVS, "type", "bridge")
+	n.node.address(t, kubeIPVS, "10.96.0.1/32", "fd00:96::1/128")
+	web := n.addPod(t, "web", 2)
+	m := newManager(t, n.node)
+	mustMap(t, m, web.pod(t, "tcp 80:8080", "udp 127.0.0.1 53:5353", "tcp 2001:db8:1::1 443:8443"))
+	if diff := cmp.Diff(documentedTable(t), listTable(t, n.node)); diff != "" {
+		t.Errorf("the table differs from the package comment (-documented +kernel):\n%s", diff)
+	}
+}
+
+// TestTable compares the elements for many kinds of mappings, and the table that is
+// left when the pods go with the empty one.
 func TestTable(t *testing.T) {
 	both := []string{"10.1.0.2", "fd00:1::2"}
+	const hairpin4 = `10.1.0.2 . 10.1.0.2 comment "default/web"`
+	const hairpin6 = `fd00:1::2 . fd00:1::2 comment "default/web"`
+	long := strings.Repeat("long-", 30)
 	for _, test := range []struct {
 		name string
 		pods []Pod
+		want []string
 	}{
-		{"empty", nil},
-		{"any address", []Pod{testPod(t, "web", both, "tcp 80:8080")}},
-		{"IPv4 pod", []Pod{testPod(t, "web", both[:1], "tcp 80:8080")}},
-		{"IPv6 pod", []Pod{testPod(t, "web", both[1:], "tcp 80:8080")}},
-		{"protocols", []Pod{testPod(t, "web", both, "tcp 80:8080", "udp 80:8081", "sctp 80:8082")}},
-		{"wildcards", []Pod{testPod(t, "web", both, "tcp 0.0.0.0 80:8080", "udp :: 80:8080")}},
-		{"addresses", []Pod{testPod(t, "web", both, "tcp 192.0.2.1 80:8080", "udp 2001:db8::1 80:8080", "sctp 127.0.0.1 1:65535")}},
+		{"empty", nil, nil},
+		{"any address", []Pod{testPod(t, "web", both, "tcp 80:8080")}, []string{
+			`tcp . 80 comment "default/web" : 10.1.0.2 . 8080`, hairpin4,
+			`tcp . 80 comment "default/web" : fd00:1::2 . 8080`, hairpin6,
+		}},
+		{"IPv4 pod", []Pod{testPod(t, "web", both[:1], "tcp 80:8080")}, []string{
+			`tcp . 80 comment "default/web" : 10.1.0.2 . 8080`, hairpin4,
+		}},
+		{"IPv6 pod", []Pod{testPod(t, "web", both[1:], "tcp 80:8080")}, []string{
+			`tcp . 80 comment "default/web" : fd00:1::2 . 8080`, hairpin6,
+		}},
+		{"protocols", []Pod{testPod(t, "web", both[:1], "tcp 80:8080", "udp 80:8081", "sctp 80:8082")}, []string{
+			`sctp . 80 comment "default/web" : 10.1.0.2 . 8082`,
+			`tcp . 80 comment "default/web" : 10.1.0.2 . 8080`,
+			`udp . 80 comment "default/web" : 10.1.0.2 . 8081`, hairpin4,
+		}},
+		{"wildcards", []Pod{testPod(t, "web", both, "tcp 0.0.0.0 80:8080", "udp :: 80:8080")}, []string{
+			`tcp . 80 comment "default/web" : 10.1.0.2 . 8080`, hairpin4,
+			`udp . 80 comment "default/web" : fd00:1::2 . 8080`, hairpin6,
+		}},
+		{"addresses", []Pod{testPod(t, "web", both,
+			"tcp 192.0.2.1 80:8080", "udp 2001:db8::1 80:8080", "sctp 127.0.0.1 1:65535", "tcp ::1 80:8080")}, []string{
+			`127.0.0.1 . sctp . 1 comment "default/web" : 10.1.0.2 . 65535`,
+			`192.0.2.1 . tcp . 80 comment "default/web" : 10.1.0.2 . 8080`, hairpin4,
+			`2001:db8::1 . udp . 80 comment "default/web" : fd00:1::2 . 8080`,
+			`::1 . tcp . 80 comment "default/web" : fd00:1::2 . 8080`, hairpin6,
+		}},
 		{"several ports and pods", []Pod{
-			testPod(t, "web", both, "tcp 80:8080", "tcp 443:8443", "tcp 65535:1"),
+			testPod(t, "web", both[:1], "tcp 80:8080", "tcp 65535:1"),
 			testPod(t, "dns", []string{"10.1.0.3"}, "udp 53:53", "tcp 53:53"),
-			testPod(t, strings.Repeat("long-", 30), []string{"10.1.0.4"}, "tcp 1:1"),
+			testPod(t, long, []string{"10.1.0.4"}, "tcp 1:1"),
+		}, []string{
+			`tcp . 1 comment "default/` + long[:119] + `" : 10.1.0.4 . 1`,
+			`tcp . 53 comment "default/dns" : 10.1.0.3 . 53`,
+			`tcp . 65535 comment "default/web" : 10.1.0.2 . 1`,
+			`tcp . 80 comment "default/web" : 10.1.0.2 . 8080`,
+			`udp . 53 comment "default/dns" : 10.1.0.3 . 53`,
+			hairpin4,
+			`10.1.0.3 . 10.1.0.3 comment "default/dns"`,
+			`10.1.0.4 . 10.1.0.4 comment "default/` + long[:119] + `"`,
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ns := nftNetNS(t)
 			m := newManager(t, ns)
-			empty := dumpTable(t, ns)
+			empty := listTable(t, ns)
 			for _, pod := range test.pods {
 				mustMap(t, m, pod)
 			}
-			mapped := dumpTable(t, ns)
-			golden(t, mapped)
+			mapped := listTable(t, ns)
+			rules, elements := split(mapped)
+			if diff := cmp.Diff(test.want, elements); diff != "" {
+				t.Errorf("elements (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(empty, rules); diff != "" {
+				t.Errorf("more than elements has changed:\n%s", diff)
+			}
 			if err := m.Sync(t.Context(), test.pods); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(mapped, dumpTable(t, ns)); diff != "" {
+			if diff := cmp.Diff(mapped, listTable(t, ns)); diff != "" {
 				t.Errorf("Sync changed the table:\n%s", diff)
 			}
 			for _, pod := range test.pods {
 				mustUnmap(t, m, pod.SandboxID)
 				mustUnmap(t, m, pod.SandboxID)
 			}
-			if diff := cmp.Diff(empty, dumpTable(t, ns)); diff != "" {
+			if diff := cmp.Diff(empty, listTable(t, ns)); diff != "" {
 				t.Errorf("not empty in the end:\n%s", diff)
 			}
 		})
-	}
-}
-
-// TestRandomSequences maps and unmaps at random and compares memory, claims and
-// kernel with a model that knows nothing but the pods that should be there.
-func TestRandomSequences(t *testing.T) {
-	for seed := range uint64(4) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			ns := nftNetNS(t)
-			m := newManager(t, ns)
-			empty := dumpTable(t, ns)
-			random := rand.New(rand.NewPCG(seed, seed))
-			model := make(map[string]Pod)
-			for step := range 300 {
-				pod := randomPod(t, random)
-				if random.IntN(3) == 0 {
-					mustUnmap(t, m, pod.SandboxID)
-					delete(model, pod.SandboxID)
-				} else {
-					want := modelConflict(model, pod)
-					err := m.Map(t.Context(), pod)
-					if conflict := new(ConflictError); errors.As(err, &conflict) != want || err != nil && !want {
-						t.Fatalf("step %d: mapping %v: %v; conflict expected: %v", step, pod, err, want)
-					}
-					if !want {
-						model[pod.SandboxID] = pod
-					}
-				}
-				if step%20 == 0 {
-					compareWithModel(t, ns, m, model)
-				}
-			}
-			compareWithModel(t, ns, m, model)
-			for sandbox := range model {
-				mustUnmap(t, m, sandbox)
-			}
-			if diff := cmp.Diff(empty, dumpTable(t, ns)); diff != "" {
-				t.Errorf("not empty in the end:\n%s", diff)
-			}
-			if len(m.claims)+len(m.pods)+len(m.elems)+len(m.inFlight)+len(m.localnet) != 0 {
-				t.Errorf("memory is not empty in the end: %+v", m)
-			}
-		})
-	}
-}
-
-// randomPod has few ports and addresses to choose from, so that pods collide; some
-// have one IP, as stale pods may.
-func randomPod(t *testing.T, random *rand.Rand) Pod {
-	t.Helper()
-	pick := func(choice ...string) string { return choice[random.IntN(len(choice))] }
-	seen := make(map[string]bool)
-	var mappings []string
-	for range random.IntN(4) + 1 {
-		where := pick("tcp", "udp", "sctp") + pick("", " 0.0.0.0", " ::", " 192.0.2.1", " 2001:db8::1") + fmt.Sprintf(" %d", random.IntN(12)+1)
-		if !seen[where] {
-			seen[where] = true
-			mappings = append(mappings, where+":80")
-		}
-	}
-	name := fmt.Sprint("pod", random.IntN(10))
-	ip := random.IntN(5) + 1
-	return testPod(t, name, []string{fmt.Sprintf("10.1.0.%d", ip), fmt.Sprintf("fd00:1::%d", ip)}, mappings...)
-}
-
-// modelConflict compares every mapping with every other.
-func modelConflict(model map[string]Pod, pod Pod) bool {
-	for sandbox, other := range model {
-		for _, a := range pod.Mappings {
-			for _, b := range other.Mappings {
-				if sandbox != pod.SandboxID && samePort(a, b) && overlap(a.HostIP, b.HostIP) {
-					return true
-				}
-			}
-		}
-	}
-	return false
-}
-
-func samePort(a, b Mapping) bool { return keyOf(a) == keyOf(b) }
-
-func compareWithModel(t *testing.T, ns netns, m *Manager, model map[string]Pod) {
-	t.Helper()
-	want := make(map[elemKey]string)
-	for _, pod := range model {
-		elements, err := elementsOf(pod)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range elements {
-			want[e.elemKey] = e.val
-		}
-	}
-	reader := newNFT(ns.fd())
-	defer reader.close()
-	found, err := reader.elements()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make(map[elemKey]string)
-	for key, e := range found {
-		got[key] = e.val
-	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(elemKey{})); diff != "" {
-		t.Fatalf("kernel (-model +kernel):\n%s", diff)
-	}
-	if err := isIntact(ns, m); err != nil {
-		t.Fatalf("kernel and memory: %v", err)
 	}
 }

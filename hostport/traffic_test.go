@@ -120,7 +120,9 @@ func TestLoopbackIsNotExposed(t *testing.T) {
 	n.node.serve(t, "secret", "tcp4", "127.0.0.1:9000")
 	n.node.serve(t, "secret", "udp4", "127.0.0.1:9000")
 	m := newManager(t, n.node)
-	mustMap(t, m, web.pod(t, "tcp 80:8080"))
+	web.serve(t, "web", "tcp4", ":8080")
+	mustMap(t, m, web.pod(t, "tcp 80:8080", "tcp 127.0.0.1 9001:8080"))
+	n.node.expect(t, "tcp4", "127.0.0.1:9001", "web "+gwIP4)
 	if got := n.node.readSysctl(t, "net/ipv4/conf/cni0/route_localnet"); got != "1" {
 		t.Fatalf("route_localnet of cni0 is %s", got)
 	}
@@ -136,6 +138,7 @@ func TestLoopbackIsNotExposed(t *testing.T) {
 		neighbour.run(t, "ip", "route", "add", "127.0.0.1", "via", neighbour.via)
 		neighbour.expect(t, "tcp4", "127.0.0.1:9000", "")
 		neighbour.expect(t, "udp4", "127.0.0.1:9000", "")
+		neighbour.expect(t, "tcp4", "127.0.0.1:9001", "")
 	}
 	// The attack is a real one: without the guard it succeeds.
 	n.node.nft(t, "flush chain inet crinet guard")

@@ -59,7 +59,7 @@ func TestWrongFlags(t *testing.T) {
 			t.Errorf("%s: ended with %v, want exit code 2", arg, err)
 			continue
 		}
-		// The error repeats the command line, which is not what counts.
+		// The error begins with the command line, which names the flag in any case.
 		_, said, _ := strings.Cut(err.Error(), "\n")
 		if !strings.Contains(said, strings.TrimLeft(flag, "-")) {
 			t.Errorf("%s: the flag is not named in %q", arg, said)
@@ -100,7 +100,7 @@ func TestMissingBinDir(t *testing.T) {
 	n.noLeftovers()
 }
 
-// Files that can't be used are reported, and harm nobody.
+// Files that cannot be used are reported, and the other files are used.
 func TestBadConfFiles(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -138,8 +138,8 @@ func TestBadConfFiles(t *testing.T) {
 	n.noLeftovers()
 }
 
-// A plugin that misbehaves costs the pod that it was called for, and nothing
-// else. The error names the plugin.
+// When a plugin misbehaves, only the pod for which it was called fails. The error
+// names the plugin.
 func TestBadPlugin(t *testing.T) {
 	t.Parallel()
 	const timeout = 3 * time.Second

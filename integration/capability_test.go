@@ -11,15 +11,15 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// capable is a chain whose plugins declare what pods can ask for: the test
-// plugin all but ipRanges, bridge nothing.
+// capable is a chain whose test plugin declares bandwidth and dns, and not
+// ipRanges; its bridge plugin declares nothing.
 const capable = `{"cniVersion": "1.0.0", "name": "capable", "plugins": [
 	{"type": "bridge", "bridge": "capable0", "isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": "10.52.0.0/16"}},
 	{"type": "bandwidth", "capabilities": {"bandwidth": true}},
 	{"type": "testplugin", "mtu": 9000, "dir": "/run/record-capable", "capabilities": {"bandwidth": true, "dns": true, "ipRanges": false}}]}`
 
-// What a pod asks for, and --network-plugin-mtu, reach the plugins that declare
-// it, in the form of CNI's conventions, and the kernel.
+// What a pod asks for reaches the plugins that declare it, in the form of CNI's
+// conventions, and takes effect in the kernel; so does --network-plugin-mtu.
 func TestCapabilitiesReachThePlugins(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -44,8 +44,8 @@ func TestCapabilitiesReachThePlugins(t *testing.T) {
 	if bridge[0].MTU != 1400 {
 		t.Errorf("the bridge's MTU is %d, want --network-plugin-mtu", bridge[0].MTU)
 	}
-	// Into the pod the node's end of its veth is the bottleneck, out of it a
-	// device that its traffic is sent through.
+	// The node's end of the veth limits traffic to the pod, an ifb device traffic
+	// from it.
 	qdiscs := n.sh("tc qdisc show")
 	for _, want := range []string{"tbf 1: dev veth", "rate 8Mbit", "rate 16Mbit"} {
 		if !strings.Contains(qdiscs, want) {
@@ -79,7 +79,7 @@ func TestCapabilitiesReachThePlugins(t *testing.T) {
 	if left := n.sh("ip -oneline link show type ifb; tc qdisc show | grep tbf || true"); left != "" {
 		t.Errorf("left of the bandwidth limits: %s", left)
 	}
-	// DEL has what ADD had.
+	// DEL gets the capability args of ADD.
 	var last struct {
 		RuntimeConfig map[string]any `json:"runtimeConfig"`
 	}

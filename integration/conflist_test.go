@@ -9,8 +9,9 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// shipped is a conflist as a network's project ships it, and the plugins of it
-// that are not to be had here, by what they delegate to.
+// shipped is a conflist as a network's project ships it. standIns are its plugins
+// that cannot be installed here, each with the configuration of a reference plugin
+// that does its work.
 type shipped struct {
 	file, conf string
 	network    string
@@ -115,8 +116,8 @@ var shippedNetworks = map[string]shipped{
 	},
 }
 
-// The configurations of networks with agents of their own are loaded, selected
-// and driven as they are shipped, other files beside them.
+// Configurations of networks that have agents of their own are loaded, selected
+// and run as they are shipped, with the other files that lie beside them.
 func TestShippedNetworks(t *testing.T) {
 	t.Parallel()
 	for name, network := range shippedNetworks {

@@ -15,8 +15,8 @@ import (
 	"github.com/crinet-project/crinet/runtime/failpoint"
 )
 
-// addPoints are the boundaries that a pod with a hostPort comes to on its way
-// up, in their order; see package failpoint.
+// addPoints are the boundaries of the start of a pod with a hostPort, in their
+// order; see package failpoint.
 var addPoints = []string{
 	"forward RunPodSandbox before",
 	"journal attaching before", "journal attaching after",
@@ -30,7 +30,7 @@ var addPoints = []string{
 	"journal steps before", "journal steps after",
 }
 
-// delPoints are those on its way down.
+// delPoints are the boundaries of its removal.
 var delPoints = []string{
 	"forward StopPodSandbox before",
 	"hostPorts unmap before", "hostPorts unmap after",
@@ -42,11 +42,11 @@ var delPoints = []string{
 	"forward RemovePodSandbox before", "forward RemovePodSandbox after",
 }
 
-// failedDelPoints come when a plugin fails DEL.
+// failedDelPoints are the further boundaries of a removal in which a plugin fails DEL.
 var failedDelPoints = []string{"journal detaching before", "journal detaching after"}
 
-// Killed at each boundary of a pod's life, crinetd leaves nothing behind once it
-// has come back and the pods are removed.
+// A crinetd that is killed at any boundary of a pod's life leaves nothing behind
+// after it has started again and the pods are removed.
 func TestKilledAtFailPoint(t *testing.T) {
 	if os.Getenv("CRINET_TEST_BIN") != "" {
 		t.Skip("the binaries that CRINET_TEST_BIN names have no fail points")
@@ -124,7 +124,7 @@ func (n *testNode) recoverFrom(point string, client *node.Client) {
 	n.t.Logf("%-32s clean after %v", point, time.Since(began).Round(time.Millisecond))
 }
 
-// removeAll removes all sandboxes, as a kubelet does that wants none.
+// removeAll removes all sandboxes, as a kubelet without pods does.
 func (n *testNode) removeAll(client *node.Client) {
 	n.t.Helper()
 	for _, id := range n.sandboxIDs(client) {
@@ -136,8 +136,8 @@ func (n *testNode) removeAll(client *node.Client) {
 	}
 }
 
-// leftovers waits until pods have left nothing on the node, in the journal and
-// in the hostPort table, and returns what is left all the same.
+// leftovers waits until nothing of any pod is left on the node, in the journal and
+// in the hostPort table. It returns what is left at the end of its patience.
 func (n *testNode) leftovers() []string {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
@@ -151,7 +151,7 @@ func (n *testNode) leftovers() []string {
 	}
 }
 
-// traces is what pods have on the node, in the journal and in the hostPort table.
+// traces returns what pods have on the node, in the journal and in the hostPort table.
 func (n *testNode) traces() []string {
 	n.t.Helper()
 	found, err := n.Leftovers(n.ctx)
@@ -171,7 +171,7 @@ func (n *testNode) traces() []string {
 	return found
 }
 
-// seesTraces checks that traces finds every kind of what a pod that is up has.
+// seesTraces checks that traces finds every kind of thing that a running pod has.
 func (n *testNode) seesTraces(client *node.Client) {
 	n.t.Helper()
 	pod, err := client.RunPod(n.ctx, n.portPod("traced"))

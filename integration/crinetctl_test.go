@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +25,7 @@ func TestCrinetctl(t *testing.T) {
 	if _, err := n.Crinetctl(n.ctx, "status"); err == nil || !strings.Contains(err.Error(), node.AdminSocket) {
 		t.Errorf("crinetctl status without crinetd: %v, want it to name %s", err, node.AdminSocket)
 	}
-	n.ok(n.StartCrinetd(n.ctx, append([]string{"--cni-bin-dir=" + node.BinDir + ",/run/more"}, cniFlags...)...))
+	n.ok(n.StartCrinetd(n.ctx, slices.Concat([]string{"--cni-bin-dir=" + node.BinDir + ",/run/more"}, runtimeFlags, cniFlags)...))
 	n.awaitLive("the seed's bridge", "mynet", cleanTimeout)
 	for _, c := range []struct {
 		args string

@@ -16,15 +16,15 @@ import (
 const (
 	dhcpNetwork = `{"cniVersion": "1.0.0", "name": "lan", "plugins": [{"type": "bridge", "bridge": "lan0", "ipam": {"type": "dhcp"}}]}`
 	dhcpPrefix  = "10.57.0."
-	// dhcpLease is how long a lease is; it is renewed after half of it, so that
-	// one that ends before half of it more has passed was given back.
+	// dhcpLease is the length of a lease. It is renewed after half of it. A lease
+	// that ends earlier than half of it after the last renewal was given back.
 	dhcpLease = 8 * time.Second
 )
 
-// releaseFix gives DHCPRELEASE a source address, in the server's namespace: the
+// releaseFix sets the source address of DHCPRELEASE in the server's namespace. The
 // reference plugin v1.9.1 sends it from 0.0.0.0 (containernetworking/plugins
-// #1278), and Linux drops that before a server's socket sees it. The bytes are
-// those of option 53, behind 8 of UDP and 240 of the fixed part.
+// #1278), and Linux drops such packets before a server's socket gets them. The rule
+// matches option 53, which follows 8 bytes of UDP and 240 of the fixed part.
 const releaseFix = `nft -f - <<END
 table netdev fix {
 	chain in {
@@ -82,8 +82,7 @@ func (n *testNode) acks(addr string) int {
 	return strings.Count(string(text), "sending ACK to "+addr+"\n")
 }
 
-// awaitAcks waits until the server has given out an address once more: what
-// has come up to now does not count.
+// awaitAcks waits until the server gives out an address once more, from now on.
 func (n *testNode) awaitAcks(what, addr string) {
 	n.t.Helper()
 	before := n.acks(addr)
@@ -94,10 +93,21 @@ func (n *testNode) awaitAcks(what, addr string) {
 	}
 }
 
+// leases lists the server's leases. The server writes its file in place, and half
+// of it cannot be read.
+func (n *testNode) leases() (text string) {
+	n.t.Helper()
+	n.awaitOK(answerTimeout, func() (err error) {
+		text, err = n.Run(n.ctx, "busybox", "dumpleases", "-r", "-f", "/run/udhcpd.leases")
+		return err
+	})
+	return text
+}
+
 // leased says whether the server holds a lease of an address.
 func (n *testNode) leased(addr string) bool {
 	n.t.Helper()
-	for line := range strings.Lines(n.sh("busybox dumpleases -r -f /run/udhcpd.leases")) {
+	for line := range strings.Lines(n.leases()) {
 		if slices.Contains(strings.Fields(line), addr) {
 			return !strings.Contains(line, "expired")
 		}
@@ -192,12 +202,12 @@ func (n *testNode) awaitLease(addr string, held bool) {
 	n.t.Helper()
 	for deadline := time.Now().Add(dhcpLease/2 - 500*time.Millisecond); n.leased(addr) != held; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			n.t.Fatalf("a lease of %s is held: %t, want %t\n%s", addr, !held, held, n.sh("busybox dumpleases -r -f /run/udhcpd.leases"))
+			n.t.Fatalf("a lease of %s is held: %t, want %t\n%s", addr, !held, held, n.leases())
 		}
 	}
 }
 
-// cleanBut is noLeftovers on a node that has more than pods leave.
+// cleanBut is noLeftovers for a node on which known things stay.
 func (n *testNode) cleanBut(known ...string) {
 	n.t.Helper()
 	var left []string
@@ -213,8 +223,9 @@ func (n *testNode) cleanBut(known ...string) {
 	n.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 }
 
-// A daemon that somebody else runs, where the network says, is used and left
-// alone. While there is none and none can be started, the network is not ready.
+// crinetd uses a daemon that somebody else runs at the socket that the network
+// names, and leaves it alone. While there is none and crinetd cannot start one, the
+// network is not ready.
 func TestForeignDHCPDaemon(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

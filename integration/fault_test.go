@@ -23,16 +23,16 @@ const otherBridge = `{"cniVersion": "1.0.0", "name": "other", "plugins": [
 
 const recordedFile = "10-recorded.conflist"
 
-// A plugin that hangs on ADD of one pod is nothing to others: they come and go,
-// the configuration changes, and Status answers at once.
+// While a plugin hangs in the ADD of one pod, other pods come and go, the
+// configuration changes, and Status answers at once.
 func TestHungPluginHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	const others, workers, slowest = 20, 4, 50 * time.Millisecond
-	// containerd's go-cni reads its configuration under a lock that ADD holds: a
-	// change in its own conf dir waits for the hung ADD, and all others for it.
-	const runtimeConfDir = "/etc/cni/runtime.d"
-	n := newNodeOf(t, node.Options{RuntimeConfDir: runtimeConfDir})
-	client := n.startRecorded("--cni-timeout=150s", "--runtime-cni-conf-dir="+runtimeConfDir)
+	// containerd's go-cni reloads its configuration under a lock that ADD holds. A
+	// change in its conf dir would wait for the hung ADD, and all other pods for
+	// the reload. That is why it has a conf dir of its own here.
+	n := newNodeOf(t, node.Options{RuntimeConfDir: ownConfDir})
+	client := n.startRecorded("--cni-timeout=150s")
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
 	hungCtx, giveUp := context.WithCancel(n.ctx)
 	hung := make(chan error, 1)
@@ -87,12 +87,49 @@ func TestHungPluginHoldsUpNobody(t *testing.T) {
 	n.clean()
 }
 
-// containerd answers Status behind a lock that a hung ADD holds while the conf
-// dir that both share changes. crinetd does not wait for it.
+// If only one chain may run at once, an ADD that hangs holds up no DEL. It holds up
+// another ADD only until it counts as hung.
+func TestHungAddWithOneLane(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	client := n.startRecorded("--cni-timeout=150s", "--cni-max-chains=1")
+	first := n.runPod(client, "first")
+	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
+	hungCtx, giveUp := context.WithCancel(n.ctx)
+	hung := make(chan error, 1)
+	go func() {
+		_, err := client.RunPod(hungCtx, n.PodConfig("hung"))
+		hung <- err
+	}()
+	n.awaitCall("ADD", "hung")
+	began := time.Now()
+	n.ok(first.StopAndRemove(n.ctx))
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("a DEL took %v beside an ADD that hangs", took)
+	}
+	second := n.runPod(client, "second")
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("another ADD took %v beside one that hangs", took)
+	}
+	if len(hung) != 0 {
+		t.Error("the hung pod did not hang until the end")
+	}
+	giveUp()
+	if err := <-hung; err == nil {
+		t.Error("the hung pod came up")
+	}
+	n.ok(second.StopAndRemove(n.ctx))
+	n.removeAll(client)
+	n.clean()
+}
+
+// When the shared conf dir changes while an ADD hangs, containerd's Status waits for
+// the lock that the ADD holds. crinetd's Status does not wait for containerd.
 func TestStatusWhileContainerdIsLocked(t *testing.T) {
 	t.Parallel()
 	const slowest = 500 * time.Millisecond // it is a loaded machine
-	n, client := newRecordedNode(t)
+	n := newSharedNode(t)
+	client := n.startRecorded()
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
 	hungCtx, giveUp := context.WithCancel(n.ctx)
 	hung := make(chan error, 1)
@@ -161,9 +198,9 @@ func (n *testNode) clean() {
 	}
 }
 
-// A plugin that fails DEL keeps the others of the chain from nothing, and is
-// called again until it succeeds, by a crinetd that was killed and started
-// again as well.
+// When a plugin fails DEL, the other plugins of the chain are called all the same.
+// The failed one is called again until it succeeds, also by a crinetd that was
+// killed and started again.
 func TestFailingDelIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -198,9 +235,8 @@ func TestFailingDelIsTriedAgain(t *testing.T) {
 	n.clean()
 }
 
-// DEL is that of ADD: after the network was changed to another, after the
-// configuration was deleted, and when the plugin's binary comes back after it
-// was gone.
+// DEL uses what ADD used: after another network has taken the file's place, after
+// the file was deleted, and after the plugin's binary was away and came back.
 func TestDelAfterChange(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -265,8 +301,8 @@ func (n *testNode) do(name string, args ...string) error {
 	return err
 }
 
-// A containerd that dies while ADD is under way knows nothing of the sandbox
-// afterwards, and crinetd keeps nothing of it.
+// A containerd that dies during ADD does not know the sandbox afterwards, and
+// crinetd removes the sandbox's network.
 func TestContainerdKilledInTheMiddle(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -293,8 +329,8 @@ func TestContainerdKilledInTheMiddle(t *testing.T) {
 	}
 }
 
-// A sandbox whose start fails after ADD loses its network, also when the DEL
-// that containerd then calls fails, which containerd does not call again.
+// A sandbox whose start fails after ADD loses its network, also if containerd's DEL
+// fails; containerd does not repeat it.
 func TestSandboxThatFailsAfterAdd(t *testing.T) {
 	t.Parallel()
 	n := newNodeOf(t, node.Options{ContainerdConfig: `
@@ -322,8 +358,8 @@ func TestSandboxThatFailsAfterAdd(t *testing.T) {
 	}
 }
 
-// A plugin that hangs when crinetd is killed does not go on when what it was at
-// is undone.
+// A plugin that hangs when crinetd is killed is ended before the next crinetd undoes
+// its work.
 func TestOrphanedPluginIsEnded(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -344,8 +380,8 @@ func TestOrphanedPluginIsEnded(t *testing.T) {
 	n.clean()
 }
 
-// Told to end, crinetd lets what is under way finish, and leaves what hangs to
-// the next one. It ends well either way.
+// At SIGTERM crinetd lets calls under way finish within the grace. A call that hangs
+// is undone by the next crinetd. The exit code is 0 in both cases.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
 	const grace = time.Second

@@ -19,8 +19,8 @@ import (
 	"github.com/crinet-project/crinet/integration/testplugin/script"
 )
 
-// refused checks that a pod is refused because its hostPorts can't be had, with
-// these words in the error, before containerd hears of it.
+// refused checks that a pod is refused because of its hostPorts before containerd
+// hears of it, and that the error has these words.
 func (n *testNode) refused(client *node.Client, config *runtimeapi.PodSandboxConfig, words ...string) {
 	n.t.Helper()
 	n.refusedWith(codes.FailedPrecondition, client, config, words...)
@@ -67,8 +67,8 @@ func (n *testNode) admitted(client *node.Client, name string, ports ...*runtimea
 	n.ok(pod.StopAndRemove(n.ctx))
 }
 
-// A port that another pod has is refused, and the pod is named; what does not
-// overlap is not. Nor is a port to be had that is none.
+// A pod that wants a port of another pod is refused, and the error names that pod.
+// Ports that do not overlap are mapped. Invalid ports are refused.
 func TestHostPortOfAnotherPod(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -143,8 +143,7 @@ func TestHostPortRace(t *testing.T) {
 	n.noLeftovers()
 }
 
-// The ports of a pod whose removal is under way are free before its plugin has
-// come to an end.
+// When a pod is being removed, its ports are free before its plugins have ended.
 func TestHostPortOfPodBeingRemoved(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -177,8 +176,8 @@ func TestHostPortOfPodBeingRemoved(t *testing.T) {
 	n.noLeftovers()
 }
 
-// A port on which a process of the host listens is refused, and the process is
-// named, unless a warning is asked for.
+// A pod that wants a port on which a process of the host listens is refused, and
+// the error names the process. With --hostport-conflict=warn it is mapped.
 func TestHostPortOfHostProcess(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -211,7 +210,7 @@ func TestHostPortOfHostProcess(t *testing.T) {
 	}
 	n.answers(n.Outside, node.NodeIPv4, 9001, "warned")
 	n.answers(n.Place, "127.0.0.1", 9001, "warned")
-	// Between pods nothing is only a warning.
+	// A conflict between pods is refused in this mode as well.
 	n.refused(client, n.withPorts("refused-twice", bothPorts("", 9001)...), "default/warned")
 	n.ok(pod.StopAndRemove(n.ctx))
 	n.noLeftovers()
@@ -227,7 +226,7 @@ func (n *testNode) startFlow(from *node.Place, local, remote string) *flow {
 	n.t.Helper()
 	f := &flow{what: local + " to " + remote}
 	var conn net.PacketConn
-	// Not connected: that nobody is there does not end it.
+	// The socket is not connected, so that an ICMP error does not end the flow.
 	n.ok(from.Do(func() (err error) {
 		conn, err = net.ListenPacket("udp", local)
 		return err
@@ -266,8 +265,8 @@ func (n *testNode) startFlow(from *node.Place, local, remote string) *flow {
 	return f
 }
 
-// A UDP client that sends all the time from one port reaches the pod that takes
-// the hostPort, and does not stick to the one that had it, nor to nobody.
+// A UDP client that goes on sending from one port reaches the pod that has the
+// hostPort now, whether another pod or nobody had it before.
 func TestUDPFlowGoesOver(t *testing.T) {
 	t.Parallel()
 	n, client := newDualNode(t)

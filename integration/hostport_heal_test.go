@@ -13,11 +13,12 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// healMax is how long a broken mapping may be away on a machine that is busy;
-// on an idle one it is a tenth of that and less.
+// healMax is how long a broken mapping may be away on a busy machine. On an idle
+// one it takes less than a tenth of that.
 const healMax = 500 * time.Millisecond
 
-// load is clients that fetch one page all the time, each over a new connection.
+// load is a set of clients that go on fetching a page, each time over a new
+// connection.
 type load struct {
 	end     context.CancelFunc
 	group   sync.WaitGroup
@@ -25,7 +26,7 @@ type load struct {
 	fetches []fetch
 }
 
-// fetch is one try: when it began, and how it ended.
+// fetch is one request: when it began and how it ended.
 type fetch struct {
 	begin time.Time
 	err   error
@@ -63,7 +64,7 @@ func fetchOnce(ctx context.Context, from *node.Place, url string) (string, error
 	return from.Get(ctx, url)
 }
 
-// since returns what began after a moment so far, the earliest first.
+// since returns the requests that began after a moment, the earliest first.
 func (l *load) since(moment time.Time) []fetch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,8 +80,8 @@ func (l *load) stop() []fetch {
 	return l.since(time.Time{})
 }
 
-// outage is the time from the first fetch that failed to the first that began
-// after all that failed; ok says that there is one.
+// outage returns the time from the first failed request to the first request after
+// the last failed one. ok is false while no such request has come.
 func outage(fetches []fetch) (away time.Duration, ok bool) {
 	var first, last time.Time
 	for i, f := range fetches {
@@ -98,7 +99,7 @@ func outage(fetches []fetch) (away time.Duration, ok bool) {
 	return last.Sub(first), len(fetches) > 0
 }
 
-// Whatever others do to the table, under load it is right again at once.
+// Whatever others do to the table, crinetd puts it right at once, also under load.
 func TestHostPortTableHeals(t *testing.T) {
 	t.Parallel()
 	const rounds = 5
@@ -133,8 +134,8 @@ func TestHostPortTableHeals(t *testing.T) {
 	t.Logf("%d requests", len(load.stop()))
 }
 
-// awaitCalm waits as long as crinetd takes to see a table that is broken again
-// and again as one that is broken for the first time.
+// awaitCalm waits until crinetd heals without a pause again: it pauses longer each
+// time while the table is broken again and again.
 func (n *testNode) awaitCalm() {
 	const calm = 2 * time.Second
 	time.Sleep(calm)
@@ -168,8 +169,8 @@ func (n *testNode) breakTable(l *load, command string) (away time.Duration) {
 	return away
 }
 
-// A mapping works on while crinetd is dead and when it comes back, whatever
-// happened to other pods meanwhile, and theirs is gone then.
+// A mapping goes on working while crinetd is dead and when it starts again. The
+// mappings of pods that were removed meanwhile are gone then.
 func TestHostPortsOutliveCrinetd(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -186,15 +187,15 @@ func TestHostPortsOutliveCrinetd(t *testing.T) {
 	local := n.startLoad(n.Place, "127.0.0.1", 8080, "stays")
 	n.ok(n.KillCrinetd())
 
-	// containerd does not let a pod go whose network it can't remove, ...
+	// containerd keeps a pod whose network it cannot remove, ...
 	for _, name := range []string{"removed", "half"} {
 		if _, err := n.Crictl(n.ctx, node.ContainerdSocket, "rmp", "--force", ids[name]); err == nil {
 			t.Errorf("containerd removed pod %s while crinetd was away", name)
 		}
 	}
 	// ... unless somebody gives it another network plugin.
-	_, err = n.Run(n.ctx, "rm", node.ConfDir+"/00-crinet.conflist")
-	n.ok(err)
+	n.ok(n.WriteFile(n.RuntimeConfDir()+"/10-mynet.conf", seedBridge))
+	n.sh("rm %s/%s", n.RuntimeConfDir(), crinetConf)
 	n.awaitOK(cleanTimeout, func() error {
 		_, err := n.Crictl(n.ctx, node.ContainerdSocket, "rmp", "--force", ids["removed"])
 		return err

@@ -36,9 +36,9 @@ func (n *testNode) portmapRules(port string) string {
 	return strings.Join(found, "")
 }
 
-// Each value of --hostport, on one node one after the other: who maps, and that
-// what the one before has left behind is gone. Pods are removed in another mode
-// than the one that they were made in.
+// The test sets each value of --hostport on one node, one after the other. It
+// checks who maps, and that nothing of the mode before is left. Pods are removed in
+// another mode than they were made in.
 func TestHostPortModes(t *testing.T) {
 	t.Parallel()
 	mode := func(value string) []string { return append(slices.Clone(cniFlags), "--hostport="+value) }
@@ -80,7 +80,7 @@ func TestHostPortModes(t *testing.T) {
 		t.Errorf("the portmap plugin's rules are left behind:\n%s", rules)
 	}
 
-	// Pods of before have their mappings again when crinetd maps again.
+	// When crinetd maps again, the pods that are there have their mappings again.
 	n.restart(client, mode("manager")...)
 	n.answers(n.Outside, node.NodeIPv4, 8080, "again")
 	n.ok(off.StopAndRemove(n.ctx))
@@ -129,12 +129,12 @@ const plainBridge = `{"cniVersion": "1.0.0", "name": "plain", "plugins": [
 	{"type": "bridge", "bridge": "plain0", "isDefaultGateway": true,
 	 "ipam": {"type": "host-local", "subnet": "10.70.0.0/16"}}]}`
 
-// addressOnly gives pods an address and no device: it needs no rights.
+// addressOnly gives pods an address and no device, for which it needs no rights.
 const addressOnly = `{"cniVersion": "1.0.0", "name": "plain", "plugins": [
 	{"type": "testplugin", "dir": "` + scriptDir + `", "addresses": ["10.70.0.9/16"]}]}`
 
-// Where there can be no hostPorts, pods that want some are refused with the
-// reason, and all others run.
+// On a node that cannot map hostPorts, pods that want some are refused with the
+// reason, and all other pods run.
 func TestNoHostPortsOnThisNode(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -157,6 +157,13 @@ func TestNoHostPortsOnThisNode(t *testing.T) {
 			n.awaitNetwork(client, true)
 			name := "refused-" + strings.ToLower(c.lacks)
 			n.refused(client, n.withPorts(name, bothPorts("", 8080)...), "default/"+name, "hostPorts can't be mapped on this node", c.reason)
+			// The operator learns it before a pod is refused (review row B15).
+			if said := n.status().HostPorts; said == nil || !strings.Contains(said.Unavailable, c.reason) {
+				t.Errorf("crinetctl status says of hostPorts: %+v", said)
+			}
+			if available, err := n.Metric(n.ctx, "crinet_hostport_available"); err != nil || available != 0 {
+				t.Errorf("crinet_hostport_available is %v, %v, want 0", available, err)
+			}
 			pod, err := client.RunPod(n.ctx, n.withPorts("runs", hostPort(tcp, "", 0, 80)))
 			n.ok(err)
 			if c.conf == plainBridge {

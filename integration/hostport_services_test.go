@@ -46,7 +46,7 @@ const iptablesService = `*nat
 COMMIT
 `
 
-// noIptablesService cuts them off again.
+// noIptablesService takes the jumps to them away.
 const noIptablesService = `*nat
 -D PREROUTING -j KUBE-SERVICES
 -D OUTPUT -j KUBE-SERVICES
@@ -100,8 +100,8 @@ const nftablesService = `table FAMILY kube-proxy {
 }
 `
 
-// Services win: a node port, and a port of a load balancer's address on the
-// node, are the Service's whatever hostPort has the same number.
+// Services win over hostPorts of the same number: on a node port, and on the
+// address of a load balancer that the node has.
 func TestServicesWinOverHostPorts(t *testing.T) {
 	t.Parallel()
 	n, client := newDualNode(t)

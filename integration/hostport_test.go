@@ -19,8 +19,8 @@ const (
 	tcp = runtimeapi.Protocol_TCP
 	udp = runtimeapi.Protocol_UDP
 
-	// answerTimeout is for servers that must answer, silence for those that
-	// must not, where the kernel does not say so itself.
+	// answerTimeout is how long a server that must answer may take. silence is how
+	// long no answer must come, if the kernel does not refuse at once.
 	answerTimeout = 5 * time.Second
 	silence       = 300 * time.Millisecond
 )
@@ -30,7 +30,7 @@ const dualBridge = `{"cniVersion": "1.0.0", "name": "dual", "plugins": [
 	{"type": "bridge", "bridge": "dual0", "isDefaultGateway": true, "ipMasq": true,
 	 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.50.0.0/16"}], [{"subnet": "fd00:50::/64"}]]}}]}`
 
-// What both make of the node's pods.
+// The addresses of both networks.
 const (
 	dualDevice  = "dual0"
 	dualSubnet4 = "10.50.0.0/16"
@@ -38,7 +38,7 @@ const (
 	dualGate6   = "fd00:50::1"
 )
 
-// dualPTP is its like without a bridge: each pod hangs on the node by itself.
+// dualPTP has the same addresses without a bridge: each pod has a veth to the node.
 const dualPTP = `{"cniVersion": "1.0.0", "name": "dual", "plugins": [
 	{"type": "ptp", "ipMasq": true,
 	 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.50.0.0/16"}], [{"subnet": "fd00:50::/64"}]],
@@ -56,7 +56,7 @@ func hostPort(protocol runtimeapi.Protocol, hostIP string, port, containerPort i
 	return &runtimeapi.PortMapping{Protocol: protocol, HostIp: hostIP, HostPort: port, ContainerPort: containerPort}
 }
 
-// bothPorts are a hostPort of both protocols, for the servers of servePod.
+// bothPorts maps a port of both protocols to the servers of servePod.
 func bothPorts(hostIP string, port int32) []*runtimeapi.PortMapping {
 	return []*runtimeapi.PortMapping{hostPort(tcp, hostIP, port, 80), hostPort(udp, hostIP, port, 53)}
 }
@@ -145,8 +145,8 @@ func (n *testNode) ask(from *node.Place, protocol runtimeapi.Protocol, address s
 }
 
 func askUDP(ctx context.Context, from *node.Place, target string) (string, error) {
-	// A connected socket takes answers of the address that was asked only, and
-	// learns that nobody is there.
+	// A connected socket accepts answers of the address that was asked only, and
+	// gets ICMP errors.
 	conn, err := from.Dial(ctx, "udp", target)
 	if err != nil {
 		return "", err
@@ -228,7 +228,7 @@ func serves(hostIP, address string) bool {
 	is4 := netip.MustParseAddr(address).Is4()
 	switch {
 	case address == "::1":
-		return false // the kernel routes it nowhere else
+		return false // the kernel does not route ::1 elsewhere
 	case hostIP == "":
 		return true
 	case hostIP == "0.0.0.0":
@@ -239,8 +239,8 @@ func serves(hostIP, address string) bool {
 	return hostIP == address
 }
 
-// way is a way to a hostPort: from where, by which address of the node, and as
-// whom the pod sees the client.
+// way is a way to a hostPort: from where, by which address of the node, and with
+// which address the pod sees the client.
 type way struct {
 	name    string
 	from    *node.Place
@@ -248,9 +248,9 @@ type way struct {
 	client  string
 }
 
-// Whoever may reaches a hostPort: from outside, on the node, from another pod,
-// from the pod itself, whether bridged packets pass iptables or not. The pod
-// sees the client's own address where answers find their way back.
+// A hostPort is reached from outside, from the node, from another pod and from the
+// pod itself, whether bridged packets pass iptables or not. The pod sees the
+// client's own address wherever answers find their way back.
 func TestHostPortReach(t *testing.T) {
 	t.Parallel()
 	n, client := newDualNode(t)
@@ -273,7 +273,7 @@ func TestHostPortReach(t *testing.T) {
 	n.noLeftovers()
 }
 
-// Nothing of that hangs on a bridge.
+// The same holds without a bridge.
 func TestHostPortReachWithoutBridge(t *testing.T) {
 	t.Parallel()
 	n, client := newNodeWith(t, "10-dual.conflist", dualPTP, cniFlags...)
@@ -294,7 +294,7 @@ func TestHostPortReachWithoutBridge(t *testing.T) {
 // reachPods runs the pod web, which has all the hostPorts, and the pod other.
 func (n *testNode) reachPods(client *node.Client) (web, other *node.Pod) {
 	n.t.Helper()
-	// Refusals are many, and the kernel would hold back some.
+	// There are many refusals, and the kernel would limit their rate.
 	n.sysctl(n.Place, "ipv4/icmp_ratelimit", "0")
 	n.sysctl(n.Place, "ipv6/icmp/ratelimit", "0")
 	ports := []*runtimeapi.PortMapping{hostPort(tcp, "", 0, 80), hostPort(udp, "", 0, 53)}
@@ -304,9 +304,9 @@ func (n *testNode) reachPods(client *node.Client) (web, other *node.Pod) {
 	return n.servePod(client, "web", ports...), n.servePod(client, "other")
 }
 
-// ways are all the ways to hostPorts of web. bridged says whether packets
-// between pods of one bridge pass iptables: if not, answers would not, and other
-// must be seen as the node.
+// ways returns all ways to the hostPorts of web. bridged says whether packets
+// between pods of one bridge pass iptables. If not, answers would go past the node,
+// and so other must be seen with the node's address.
 func (n *testNode) ways(web, other *node.Pod, bridged bool) []way {
 	other4, other6 := n.addresses(other)
 	if !bridged {
@@ -375,8 +375,8 @@ func (n *testNode) checkShown(pod *node.Pod) {
 	}
 }
 
-// checkHairpinMode shows what --hairpin-mode does: without it a pod that reaches
-// itself gets no answer, and all others do.
+// checkHairpinMode checks what --hairpin-mode does: with none, a pod gets no answer
+// from its own hostPort, and all others do.
 func (n *testNode) checkHairpinMode(client *node.Client) {
 	n.t.Helper()
 	for _, mode := range []string{"none", "hairpin-veth"} {

@@ -38,8 +38,8 @@ func (n *testNode) checkAddresses(pod *node.Pod, cidrs ...string) {
 	n.reachable(pod)
 }
 
-// host-local gets its ranges from the pod CIDR, of one family or both. Until it
-// is known there is no network; then it is kept.
+// host-local gets its ranges from the pod CIDR, of one IP family or both. The
+// network is not ready until the CIDR is known; then crinetd keeps it.
 func TestPodCIDRByUpdateRuntimeConfig(t *testing.T) {
 	t.Parallel()
 	n, client := newNodeWith(t, "10-ranges.conflist", rangesNetwork, cniFlags...)
@@ -87,8 +87,8 @@ func TestPodCIDRByUpdateRuntimeConfig(t *testing.T) {
 	n.noLeftovers()
 }
 
-// Where nobody calls UpdateRuntimeConfig there is a flag, for both families as
-// well.
+// The flag --pod-cidr does the same, for both families, if nobody calls
+// UpdateRuntimeConfig.
 func TestPodCIDRByFlag(t *testing.T) {
 	t.Parallel()
 	n, client := newNodeWith(t, "10-ranges.conflist", rangesNetwork,

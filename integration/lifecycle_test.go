@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +17,7 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// Forty pods, eight at a time.
+// Forty pods come and go, eight at a time. No two have one address at once.
 func TestManyPods(t *testing.T) {
 	t.Parallel()
 	const pods, workers = 40, 8
@@ -126,8 +127,8 @@ func TestContainerdComesAndGoes(t *testing.T) {
 	n.noLeftovers()
 }
 
-// A restart of crinetd is nothing to pods, whatever the conf dir holds then:
-// DEL uses what ADD used.
+// Pods survive a restart of crinetd, whatever the conf dir holds then, and DEL uses
+// what ADD used.
 func TestCrinetdRestarts(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -163,8 +164,8 @@ func TestSecondCrinetdIsRefused(t *testing.T) {
 	n.ok(n.runPod(client, "still").StopAndRemove(n.ctx))
 }
 
-// While crinetd is away no pod gets a half-made network, and what it missed is
-// undone when it is back.
+// While crinetd is away no pod comes up. When it is back it undoes what was left
+// meanwhile.
 func TestCrinetdAway(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -194,5 +195,6 @@ func (n *testNode) sandboxIDs(client *node.Client) []string {
 	for _, sandbox := range resp.GetItems() {
 		ids = append(ids, sandbox.GetId())
 	}
+	slices.Sort(ids)
 	return ids
 }

@@ -13,6 +13,10 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
+// confDirVariable names an environment variable: "own" gives the containerd of
+// each node a CNI conf dir of its own, where the test does not say which it has.
+const confDirVariable = "CRINET_TEST_CONF_DIR"
+
 const (
 	testTimeout  = 3 * time.Minute
 	cleanTimeout = 20 * time.Second
@@ -59,8 +63,8 @@ type testNode struct {
 	ctx context.Context
 }
 
-// newNode starts a node without daemons. When the test ends, everything that
-// crinetd must never do has not happened.
+// newNode starts a node without daemons. At the end of the test it checks that
+// crinetd neither panicked nor had a data race.
 func newNode(t *testing.T) *testNode {
 	t.Helper()
 	return newNodeOf(t, node.Options{})
@@ -69,6 +73,9 @@ func newNode(t *testing.T) *testNode {
 // newNodeOf is newNode with options.
 func newNodeOf(t *testing.T, options node.Options) *testNode {
 	t.Helper()
+	if options.RuntimeConfDir == "" && os.Getenv(confDirVariable) == "own" {
+		options.RuntimeConfDir = ownConfDir
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout+soak(t, 0))
 	t.Cleanup(cancel)
 	n, err := kit.Start(ctx, options)
@@ -109,7 +116,7 @@ const seedBridge = `{
 	}
 }`
 
-// seedSubnet and seedGateway are what it makes of the node's pods.
+// seedSubnet and seedGateway are the addresses that it gives.
 const (
 	seedSubnet  = "10.10.0.0/16"
 	seedGateway = "10.10.0.1"
@@ -117,6 +124,10 @@ const (
 
 // cniFlags select the first network of the conf dir.
 var cniFlags = []string{"--network-plugin=cni", "--v=4"}
+
+// runtimeFlags name where a runtime would look, for nodes without a runtime that
+// crinetd could ask.
+var runtimeFlags = []string{"--runtime-cni-conf-dir=" + node.ConfDir, "--runtime-cni-bin-dir=" + node.BinDir}
 
 // newNodeWith starts a node with containerd, a conf file and crinetd.
 func newNodeWith(t *testing.T, confFile, conf string, flags ...string) (*testNode, *node.Client) {

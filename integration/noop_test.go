@@ -14,14 +14,14 @@ const runtimeNetwork = `{"cniVersion": "1.0.0", "name": "runtimes", "plugins": [
 	{"type": "bridge", "bridge": "runtimes0", "isDefaultGateway": true,
 	 "ipam": {"type": "host-local", "subnet": "10.30.0.0/16"}}]}`
 
-// sysctls are what the noop plugin sees to, for the proxies of both families.
+// sysctls are those that the noop plugin keeps, for iptables and ip6tables.
 var sysctls = []string{
 	"/proc/sys/net/bridge/bridge-nf-call-iptables",
 	"/proc/sys/net/bridge/bridge-nf-call-ip6tables",
 }
 
-// Without a network plugin the runtime networks its pods, and crinetd sees to
-// it that iptables sees bridged traffic.
+// Without a network plugin the runtime networks its pods, and crinetd makes bridged
+// traffic visible to iptables.
 func TestNoop(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -53,7 +53,7 @@ func TestNoopAfterCNI(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
 	const own = "00-crinet.conflist"
-	files, err := n.Run(n.ctx, "ls", node.ConfDir)
+	files, err := n.Run(n.ctx, "ls", n.RuntimeConfDir())
 	n.ok(err)
 	if !strings.Contains(files, own) {
 		t.Errorf("%s is not in the conf dir: %q", own, files)
@@ -61,7 +61,7 @@ func TestNoopAfterCNI(t *testing.T) {
 	n.ok(n.StopCrinetd())
 	n.ok(n.StartCrinetd(n.ctx, "--network-plugin=noop"))
 	n.awaitNetwork(client, true)
-	files, err = n.Run(n.ctx, "ls", node.ConfDir)
+	files, err = n.Run(n.ctx, "ls", n.RuntimeConfDir())
 	n.ok(err)
 	if strings.Contains(files, own) {
 		t.Errorf("%s is still in the conf dir: %q", own, files)

@@ -25,8 +25,8 @@ const recordedBridge = `{"cniVersion": "1.0.0", "name": "recorded", "plugins": [
 	 "ipam": {"type": "host-local", "subnet": "10.20.0.0/16"}},
 	{"type": "testplugin", "dir": "` + scriptDir + `"}]}`
 
-// newRecordedNode starts a node whose pods' plugin calls are recorded, and go
-// after rules.
+// newRecordedNode starts a node whose test plugin records its calls and follows the
+// rules of setRules.
 func newRecordedNode(t *testing.T, flags ...string) (*testNode, *node.Client) {
 	t.Helper()
 	n := newNode(t)

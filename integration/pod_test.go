@@ -135,7 +135,7 @@ func (n *testNode) checkPortForward(pod *node.Pod) {
 	}
 }
 
-// seedHostLocal is the seed's IPAM, with a gateway that is the bridge's.
+// seedHostLocal is the seed's IPAM configuration; its gateway is the bridge's address.
 const seedHostLocal = `{
 	"cniVersion": "0.3.0",
 	"name": "mynet",
@@ -186,8 +186,8 @@ func TestPodOnSeedHostLocal(t *testing.T) {
 	n.noLeftovers()
 }
 
-// A pod in the node's network is none of crinetd's business, even while there is
-// no network for pods.
+// crinetd passes a pod in the node's network, also while there is no network for
+// other pods.
 func TestHostNetworkPod(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

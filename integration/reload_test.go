@@ -43,8 +43,8 @@ func stormNetwork(mtu int) string {
 	"isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": "10.40.0.0/16"}}]}`, mtu)
 }
 
-// edit changes the conf dir of the storm once, in one of many ways. Most of them
-// leave something behind that cannot be used.
+// edit changes the conf dir of the storm once, in one of eight ways. Most of them
+// leave a file that cannot be used.
 func (n *testNode) edit(i int) error {
 	file := n.Path(node.ConfDir + "/10-storm.conflist")
 	other := n.Path(fmt.Sprintf("%s/%d0-other.conflist", node.ConfDir, 2+i%7))
@@ -70,9 +70,9 @@ func (n *testNode) edit(i int) error {
 	}
 }
 
-// replaceConf replaces a file of the conf dir. What it is called before that is
-// no configuration's name to containerd either, which reads files with a dot in
-// front as well, and before crinet's: one that is broken stops its networking.
+// replaceConf replaces a file of the conf dir by rename. The temporary name ends in
+// .new, so that containerd does not read it: containerd reads names with a leading
+// dot, and before crinet's file, and a broken one would stop its networking.
 func (n *testNode) replaceConf(name, content string) error {
 	path := n.Path(node.ConfDir + "/" + name)
 	if err := os.WriteFile(path+".new", []byte(content), 0o644); err != nil {
@@ -138,7 +138,7 @@ func TestStormOfEdits(t *testing.T) {
 	n.noLeftovers()
 }
 
-// chain is a bridge of its own behind which the test plugin records.
+// chain is a network with a bridge of its own, whose test plugin records its calls.
 func chain(name, subnet string) string {
 	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %[1]q, "plugins": [
 	{"type": "bridge", "bridge": "%[1]s0", "isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": %[2]q}},
@@ -169,8 +169,8 @@ func (n *testNode) reachable(pod *node.Pod) {
 	}
 }
 
-// Another network under twenty running pods: they keep theirs, and leave it by
-// its own DEL; new pods are on the new one.
+// When another network is selected, twenty running pods keep theirs and are removed
+// by its DEL. New pods are on the new network.
 func TestNetworkChangesUnderPods(t *testing.T) {
 	t.Parallel()
 	const pods = 20
@@ -234,7 +234,7 @@ func (n *testNode) each(count, atATime int, do func(i int) error) {
 	}
 }
 
-// A file that breaks keeps its network; one that goes takes it away, at once.
+// A file that breaks keeps its network. A file that is removed takes it away at once.
 func TestNetworkIsTakenAwayOnlyOnPurpose(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
@@ -272,6 +272,38 @@ func TestNetworkIsTakenAwayOnlyOnPurpose(t *testing.T) {
 	}
 	n.onTime(took)
 	n.ok(os.Remove(n.Path(node.ConfDir + "/10-mynet.conf")))
+	n.awaitNetwork(client, false)
+	n.ok(pod.StopAndRemove(n.ctx))
+	n.noLeftovers()
+}
+
+// A file that is broken when crinetd starts keeps the network that it had; a new
+// network that delegates to crinet, or a program in the bin dir, changes nothing.
+func TestBrokenFileAndRestart(t *testing.T) {
+	t.Parallel()
+	n, client := newSeedNode(t)
+	pod := n.runPod(client, "runs")
+	n.ok(n.WriteFile("/run/program", "#!/bin/sh\necho run >>/run/program.log"))
+	n.sh("chmod +x /run/program; cp /run/program %s/kubelet", node.BinDir)
+	n.ok(n.WriteConf("00-multus.conf", `{"cniVersion": "1.0.0", "name": "multus", "type": "bridge", "clusterNetwork": "`+node.ConfDir+`/00-crinet.conflist"}`))
+	n.problem("00-multus.conf", "leads back to crinet")
+	n.ok(os.WriteFile(n.Path(node.ConfDir+"/10-mynet.conf"), []byte(seedBridge[:len(seedBridge)/2]), 0o644))
+	n.problem("10-mynet.conf", "last good version is used")
+	for range 2 {
+		n.ok(n.KillCrinetd())
+		n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+		n.awaitNetwork(client, true)
+		n.problem("10-mynet.conf", "last good version is used")
+		n.ok(n.runPod(client, "after").StopAndRemove(n.ctx))
+		n.reachable(pod)
+	}
+	n.awaitPlugin("kubelet", func(p admin.Plugin) bool { return p.Reason == "not asked: no configuration names it" })
+	if _, err := os.Stat(n.Path("/run/program.log")); err == nil {
+		t.Error("a program that no configuration names was run")
+	}
+	n.ok(n.KillCrinetd())
+	n.ok(os.Remove(n.Path(node.ConfDir + "/10-mynet.conf")))
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 	n.awaitNetwork(client, false)
 	n.ok(pod.StopAndRemove(n.ctx))
 	n.noLeftovers()

@@ -15,8 +15,8 @@ func bridged(name, subnet string) string {
 	"isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": "` + subnet + `"}}]}`
 }
 
-// --network-plugin names the second of two networks: it is that one or none,
-// whatever becomes of the first.
+// --network-plugin names the second of two networks. Pods get that one or none,
+// whatever happens to the first.
 func TestNetworkChosenByName(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -37,7 +37,7 @@ func TestNetworkChosenByName(t *testing.T) {
 	first := onSecond("first")
 	condition, err := client.NetworkReady(n.ctx)
 	n.ok(err)
-	if message := condition.GetMessage(); !strings.Contains(message, "network second (20-second.conflist)") || !strings.Contains(message, "named as --network-plugin has it") {
+	if message := condition.GetMessage(); !strings.Contains(message, "network second (20-second.conflist)") || !strings.Contains(message, "its name is the value of --network-plugin") {
 		t.Errorf("NetworkReady's message %q does not say which network is chosen and why", message)
 	}
 

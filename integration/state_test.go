@@ -25,8 +25,8 @@ const (
 	bootIDFile  = "/proc/sys/kernel/random/boot_id"
 )
 
-// After a reboot, with the state dir kept and all else gone, the addresses of
-// the last boot's pods are free in no time, without their network namespaces.
+// A reboot leaves the state dir and nothing else. The addresses of the last boot's
+// pods are free soon after the start, although their network namespaces are gone.
 func TestReboot(t *testing.T) {
 	t.Parallel()
 	const pods, within = 20, 5 * time.Second
@@ -127,8 +127,8 @@ func TestFullDisk(t *testing.T) {
 	n.clean()
 }
 
-// On a state dir that can only be read, pods are refused with the reason, others
-// are removed, and nothing is lost.
+// When the state dir is read-only, pods are refused with the reason, others are
+// removed, and nothing is lost.
 func TestReadOnlyStateDir(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -216,8 +216,8 @@ func TestDamagedJournal(t *testing.T) {
 	}
 }
 
-// A record as an earlier crinetd wrote it, with the required fields alone, is
-// enough for DEL.
+// A record with the required fields alone, as an earlier crinetd wrote it, is enough
+// for DEL.
 func TestRecordOfOlderVersion(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -267,9 +267,9 @@ func (n *testNode) olderRecords() {
 	n.ok(db.Close())
 }
 
-// What the cache holds of a sandbox that nobody knows is removed by the DEL of
-// its ADD, whatever the network is now; plugins of CNI 1.1 are told which
-// attachments are valid; pods that run are left alone.
+// An attachment in the cache whose sandbox nobody knows is removed with the
+// configuration of its ADD, whatever network is selected. Plugins of CNI 1.1 are
+// told which attachments are valid. Running pods are left alone.
 func TestGarbageCollection(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
@@ -278,11 +278,11 @@ func TestGarbageCollection(t *testing.T) {
 	n.ok(n.KillCrinetd())
 	n.ok(n.WriteConf("05-new.conflist", strings.NewReplacer("recorded", "collected", "10.20.", "10.22.", `"1.0.0"`, `"1.1.0"`).Replace(recordedBridge)))
 	n.forgetRecord(stale.ID)
-	cacheEntry := n.sh("cat /var/lib/cni/cache/results/recorded-%s-eth0", stale.ID)
+	cacheEntry := n.sh("cat /var/lib/crinet/cni/results/recorded-%s-eth0", stale.ID)
 	n.ok(n.StartCrinetd(n.ctx, append([]string{"--cni-gc-interval=300ms"}, cniFlags...)...))
 	n.awaitNetwork(client, true)
 	n.ok(stale.StopAndRemove(n.ctx)) // an unknown sandbox: DEL is of the new network
-	n.ok(n.WriteFile("/var/lib/cni/cache/results/recorded-"+stale.ID+"-eth0", cacheEntry))
+	n.ok(n.WriteFile("/var/lib/crinet/cni/results/recorded-"+stale.ID+"-eth0", cacheEntry))
 	n.eventually("stale attachment removed", func() bool {
 		left, err := n.Leftovers(n.ctx)
 		n.ok(err)

@@ -18,9 +18,9 @@ func (n *testNode) statusDoes(rules ...script.Rule) {
 	n.ok(script.SetRules(n.Path("/run/record-stat"), rules...))
 }
 
-// The network's own STATUS is the node's: at once at the start, and after the
-// grace later on. However often anybody asks, and whatever STATUS does, it is
-// crinetd that runs it, beside everything else.
+// The network's STATUS decides whether the node is ready: at once at the start, and
+// after the grace later. crinetd runs STATUS by itself, beside everything else,
+// however often anybody asks and whatever STATUS does.
 func TestStatusOfTheNetwork(t *testing.T) {
 	t.Parallel()
 	const grace = 3 * time.Second
@@ -108,7 +108,7 @@ func (n *testNode) awaitCalls(verb string, count int) {
 	}
 }
 
-// Every verb but STATUS is called for a pod, and STATUS for none.
+// STATUS is not called for pods, and not more often when callers ask more often.
 func TestStatusIsBesideThePods(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

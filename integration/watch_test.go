@@ -67,13 +67,13 @@ func (n *testNode) sh(format string, args ...any) string {
 	return out
 }
 
-// plain is a network that is good for nothing but being selected.
+// plain is a network that is only there to be selected.
 func plain(name string) string {
 	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "bridge"}]}`, name)
 }
 
-// onTime fails a test whose changes were not live in time as a rule: one that
-// is late may be the machine's fault, half of them are ours.
+// onTime fails a test if the median change was not live in time. A single late one
+// may be the machine's fault.
 func (n *testNode) onTime(took []time.Duration) {
 	n.t.Helper()
 	n.t.Logf("changes were live after %v", took)
@@ -83,12 +83,12 @@ func (n *testNode) onTime(took []time.Duration) {
 	}
 }
 
-// Whatever happens to the conf dir, the network is soon the one that is there.
+// Whatever happens to the conf dir, its network is selected soon.
 func TestConfDirIsWatched(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	n.ok(n.StartCrinetd(n.ctx, append([]string{
-		"--cni-conf-dir=/run/a/b/net.d", "--runtime-cni-conf-dir=/run/runtime"}, cniFlags...)...))
+		"--cni-conf-dir=/run/a/b/net.d", "--runtime-cni-conf-dir=/run/runtime", "--runtime-cni-bin-dir=" + node.BinDir}, cniFlags...)...))
 	n.awaitLive("no directory", "", cleanTimeout)
 	n.ok(n.WriteFile("/run/conf/s3", plain("s3")))
 	for _, name := range []string{"s4", "s5", "s7", "s11", "s13"} {
@@ -131,17 +131,18 @@ func TestConfDirIsWatched(t *testing.T) {
 	}
 }
 
-// A mount tells nobody: the poll finds it, and what changes in it is watched.
+// inotify does not tell of a mount. The next look finds it, and changes in the
+// mounted directory are watched.
 func TestMountOverConfDir(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	n.ok(n.WriteConf("10.conflist", plain("below")))
-	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.ok(n.StartCrinetd(n.ctx, slices.Concat(runtimeFlags, cniFlags)...))
 	n.awaitLive("before the mount", "below", cleanTimeout)
 	n.ok(n.WriteFile("/run/B/10.conflist", plain("mounted")))
 	n.awaitQuiet()
 	n.sh("mount --bind /run/B %s", node.ConfDir)
-	n.awaitLive("after the mount", "mounted", 45*time.Second)
+	n.awaitLive("after the mount", "mounted", cleanTimeout)
 	var took []time.Duration
 	for i := range 3 {
 		name := fmt.Sprintf("mounted%d", i)
@@ -151,14 +152,14 @@ func TestMountOverConfDir(t *testing.T) {
 	n.onTime(took)
 }
 
-// Plugins come, are exchanged and go; a file that is none does no harm.
+// Plugins come, are exchanged and go. A file that is no plugin does no harm.
 func TestBinDirsAreWatched(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	plugin := kit.Program("testplugin")
 	n.ok(n.WriteConf("10-late.conflist", `{"cniVersion": "1.0.0", "name": "late", "plugins": [{"type": "late"}]}`))
 	n.ok(n.WriteConf("20-other.conflist", plain("other")))
-	n.ok(n.StartCrinetd(n.ctx, append([]string{"--cni-bin-dir=" + node.BinDir + ",/run/x/bin2"}, cniFlags...)...))
+	n.ok(n.StartCrinetd(n.ctx, slices.Concat([]string{"--cni-bin-dir=" + node.BinDir + ",/run/x/bin2"}, runtimeFlags, cniFlags)...))
 	n.awaitLive("the plugin is missing", "other", cleanTimeout)
 	n.problem("10-late.conflist", "plugin late is not in "+node.BinDir+", /run/x/bin2")
 	old := `#!/bin/sh
@@ -192,10 +193,11 @@ echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}'`
 	n.awaitPlugin("late", func(p admin.Plugin) bool {
 		return p.Path == "/opt/cni/bin/late" && slices.Equal(p.Shadowed, []string{"/run/x/bin2/late"})
 	})
-	// What is no plugin was asked once, however often the directory changed.
-	for _, name := range []string{"garbage", "hangs"} {
-		if runs := strings.Count(n.sh("cat /run/%s.log", name), "run"); runs != 1 {
-			t.Errorf("%s was run %d times, want once", name, runs)
+	// What is no plugin was asked once, however often the directory changed; what
+	// hangs is asked again after a while.
+	for name, most := range map[string]int{"garbage": 1, "hangs": 2} {
+		if runs := strings.Count(n.sh("cat /run/%s.log", name), "run"); runs < 1 || runs > most {
+			t.Errorf("%s was run %d times, want 1 to %d", name, runs, most)
 		}
 	}
 }

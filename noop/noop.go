@@ -3,10 +3,10 @@
 // an iptables kube-proxy, as the kubelet's noop plugin did.
 //
 // It sets net/bridge/bridge-nf-call-iptables and its ip6tables twin to 1 (kernel
-// documentation, networking/ip-sysctl: "/proc/sys/net/bridge/*"), loading
-// br_netfilter where that is a module, and sets them again in intervals: other
-// programs reset them, and they are gone with the module. The sysctls are those
-// of the network namespace that the process runs in.
+// documentation, networking/ip-sysctl: "/proc/sys/net/bridge/*"). If they are not
+// there it loads the module br_netfilter. It looks at them in intervals, because
+// other programs reset them and they vanish with the module. They are those of the
+// network namespace in which the process runs.
 package noop
 
 import (
@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
 // Name is the plugin's name, as --network-plugin and the journal have it.
@@ -32,10 +33,16 @@ const Name = "noop"
 // Interval is how often the sysctls are looked at. A look costs two reads.
 const Interval = 5 * time.Second
 
-// modprobeTimeout bounds one run of modprobe.
-const modprobeTimeout = 10 * time.Second
+const (
+	// modprobeTimeout bounds one run of modprobe.
+	modprobeTimeout = 10 * time.Second
+	// modprobeMost is the longest wait from one run of modprobe to the next. The
+	// waits double from Interval to it, so that a kernel without br_netfilter
+	// costs little.
+	modprobeMost = 5 * time.Minute
+)
 
-// sysctls must be 1, relative to the sysctl root.
+// sysctls are the paths, below the sysctl root, of those that must be 1.
 var sysctls = [...]string{
 	"net/bridge/bridge-nf-call-iptables",
 	"net/bridge/bridge-nf-call-ip6tables",
@@ -47,11 +54,16 @@ type Plugin struct {
 	log    *slog.Logger
 	load   func(ctx context.Context) error
 	status atomic.Pointer[error]
+
+	// The following belong to Run.
+	waits    backoff.Backoff // between runs of modprobe
+	nextLoad time.Time       // not before this
+	loadErr  error           // of the last run
 }
 
 // New returns a noop plugin that keeps the sysctls under root (/proc/sys).
 func New(root string, log *slog.Logger) *Plugin {
-	return &Plugin{root: root, log: log, load: modprobe}
+	return &Plugin{root: root, log: log, load: modprobe, waits: backoff.Backoff{First: Interval, Max: modprobeMost}}
 }
 
 // Name returns "noop".
@@ -66,8 +78,8 @@ func (p *Plugin) Status() error {
 	return nil
 }
 
-// Run keeps the sysctls until ctx ends. The first look is done when ready is
-// closed. A failure is logged when it begins, changes and ends.
+// Run keeps the sysctls at 1 until ctx ends. It closes ready after the first look.
+// It logs a failure when it begins, changes and ends.
 func (p *Plugin) Run(ctx context.Context, ready chan<- struct{}) {
 	ticker := time.NewTicker(Interval)
 	defer ticker.Stop()
@@ -97,6 +109,10 @@ func (p *Plugin) keep(ctx context.Context, first bool) {
 	}
 	before, now := p.Status(), errors.Join(errs...)
 	p.status.Store(&now)
+	if now == nil {
+		p.waits.Reset()
+		p.nextLoad = time.Time{}
+	}
 	switch {
 	case now == nil && before != nil:
 		p.log.Info("the sysctls for the iptables kube-proxy are 1 again")
@@ -111,7 +127,7 @@ func (p *Plugin) set(ctx context.Context, name string) (changed bool, err error)
 	path := filepath.Join(p.root, name)
 	value, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := p.load(ctx); err != nil {
+		if err := p.loadModule(ctx); err != nil {
 			return false, fmt.Errorf("%s does not exist and br_netfilter cannot be loaded: %w", name, err)
 		}
 		value, err = os.ReadFile(path)
@@ -126,6 +142,17 @@ func (p *Plugin) set(ctx context.Context, name string) (changed bool, err error)
 		return false, fmt.Errorf("set sysctl to 1: %w", err)
 	}
 	return true, nil
+}
+
+// loadModule loads br_netfilter, or returns the last failure if that is recent. A
+// run that succeeds counts as well: the kernel may lack a sysctl all the same.
+func (p *Plugin) loadModule(ctx context.Context) error {
+	if time.Now().Before(p.nextLoad) {
+		return p.loadErr
+	}
+	p.loadErr = p.load(ctx)
+	p.nextLoad = time.Now().Add(p.waits.Next())
+	return p.loadErr
 }
 
 // modprobe loads br_netfilter. There is no netlink call for it, and the kernel's

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -87,6 +89,54 @@ func TestMissingSysctlLoadsModule(t *testing.T) {
 	p.keep(t.Context(), true)
 	if err := p.Status(); err != nil || loads != 1 {
 		t.Errorf("Status() = %v after %d loads, want nil after 1", err, loads)
+	}
+}
+
+// Where the module is missing, modprobe runs at growing intervals, once a look
+// (review row A21). Somebody who loads the module is seen at the next look, and
+// one that goes again is loaded at once.
+func TestMissingModuleIsLoadedAtGrowingIntervals(t *testing.T) {
+	for name, outcome := range map[string]error{"no module": errors.New("no such module"), "a module without the sysctls": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				root := t.TempDir()
+				p := New(root, slog.New(slog.DiscardHandler))
+				var runs atomic.Int64
+				loads := func() int { return int(runs.Load()) }
+				p.load = func(context.Context) error { runs.Add(1); return outcome }
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { defer close(done); p.Run(ctx, make(chan struct{})) }()
+				synctest.Wait()
+				if loads() != 1 || p.Status() == nil {
+					t.Fatalf("%d loads at the first look, Status() = %v; want one and an error", loads(), p.Status())
+				}
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if least, most := 5, int(time.Hour/modprobeMost)+10; loads() < least || loads() > most {
+					t.Errorf("%d loads in an hour, want %d to %d", loads(), least, most)
+				}
+				for _, name := range sysctls {
+					write(t, root, name, "0")
+				}
+				time.Sleep(Interval)
+				synctest.Wait()
+				if err := p.Status(); err != nil {
+					t.Errorf("Status() = %v when the sysctls are there, want nil", err)
+				}
+				before := loads()
+				if err := os.RemoveAll(filepath.Join(root, "net")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(Interval)
+				synctest.Wait()
+				if loads() != before+1 {
+					t.Errorf("%d loads when the module is gone again, want one", loads()-before)
+				}
+				cancel()
+				<-done
+			})
+		})
 	}
 }
 

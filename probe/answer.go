@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -22,20 +21,24 @@ const (
 
 // answer is what a file said when it was asked for its versions.
 type answer struct {
-	versions []string
-	reason   string
-	busy     bool
+	versions  []string
+	reason    string // why there are none; reads on from the plugin's path
+	transient bool   // the reason may pass without a change of the file
 }
+
+// unknownVersion is what plugins say that are older than the verb VERSION. It is
+// matched as libcni's invoke.GetVersionInfo does.
+const unknownVersion = "unknown CNI_COMMAND: VERSION"
 
 // ask runs the VERSION verb (CNI specification, section "VERSION"). The
 // variables besides CNI_COMMAND are for plugins that were built with libraries
 // older than 0.5, which insist on them.
-func (p *Prober) ask(ctx context.Context, f file) answer {
-	stdout, _, err := p.exec.Run(ctx, f.path, []byte(`{"cniVersion":"`+version.Current()+`"}`), []string{
+func (p *Prober) ask(ctx context.Context, path string) answer {
+	stdout, _, err := p.exec.Run(ctx, path, []byte(`{"cniVersion":"`+version.Current()+`"}`), []string{
 		"CNI_COMMAND=VERSION", "CNI_CONTAINERID=probe", "CNI_NETNS=probe", "CNI_IFNAME=probe", "CNI_PATH=probe",
 	})
 	if err != nil {
-		return answer{reason: p.whyNot(err, stdout), busy: isBusy(err)}
+		return p.judge(err, stdout)
 	}
 	versions, err := decode(stdout)
 	if err != nil {
@@ -44,23 +47,22 @@ func (p *Prober) ask(ctx context.Context, f file) answer {
 	return answer{versions: versions}
 }
 
-// whyNot words an error of exec. The caller knows the path.
-func (p *Prober) whyNot(err error, stdout []byte) string {
+// judge makes an answer of an error of exec. What the program itself did is
+// final; what the node did to it is transient.
+func (p *Prober) judge(err error, stdout []byte) answer {
 	var e *pluginexec.Error
 	if !errors.As(err, &e) {
-		return fmt.Sprintf("cannot be asked for its versions: %v", err)
+		return answer{reason: fmt.Sprintf("cannot be asked for its versions: %v", err), transient: true}
 	}
 	switch {
 	case errors.Is(err, pluginexec.ErrTimeout):
-		return fmt.Sprintf("hangs: no answer to VERSION within %s; it is not run again until the file changes", p.timeout)
+		return answer{reason: fmt.Sprintf("hangs: no answer to VERSION within %s; it is asked again", p.timeout), transient: true}
 	case errors.Is(err, pluginexec.ErrStart):
-		return fmt.Sprintf("cannot be executed: %v", e.Cause)
+		return answer{reason: fmt.Sprintf("cannot be executed: %v", e.Cause), transient: true}
 	case errors.Is(err, pluginexec.ErrOutput):
-		return fmt.Sprintf("is no CNI plugin: it answers VERSION with more than %d bytes", maxAnswer)
-	}
-	how := fmt.Sprintf("exit status %d", e.ExitCode)
-	if e.ExitCode < 0 {
-		how = fmt.Sprintf("signal %d (%v)", int(e.Signal), e.Signal)
+		return answer{reason: fmt.Sprintf("is no CNI plugin: it answers VERSION with more than %d bytes", maxAnswer)}
+	case e.ExitCode < 0:
+		return answer{reason: fmt.Sprintf("ends with signal %d (%v) when asked for its VERSION", int(e.Signal), e.Signal), transient: true}
 	}
 	var said struct {
 		Msg string `json:"msg"`
@@ -68,24 +70,14 @@ func (p *Prober) whyNot(err error, stdout []byte) string {
 	// An error object on stdout says more than stderr; anything else does not.
 	if json.Unmarshal(stdout, &said) != nil || said.Msg == "" {
 		said.Msg = e.Stderr
+	} else if said.Msg == unknownVersion {
+		return answer{versions: version.PluginSupports("0.1.0").SupportedVersions()}
 	}
-	if said.Msg == "" {
-		return fmt.Sprintf("is no CNI plugin: it ends with %s when asked for its VERSION", how)
+	reason := fmt.Sprintf("is no CNI plugin: it ends with exit status %d when asked for its VERSION", e.ExitCode)
+	if said.Msg != "" {
+		reason += fmt.Sprintf(": %.200q", said.Msg)
 	}
-	return fmt.Sprintf("is no CNI plugin: it ends with %s when asked for its VERSION: %.200q", how, said.Msg)
-}
-
-// isBusy tells conditions of the node, or of an upgrade, from those of the file.
-func isBusy(err error) bool {
-	if errors.Is(err, pluginexec.ErrCanceled) {
-		return true
-	}
-	if !errors.Is(err, pluginexec.ErrStart) {
-		return false
-	}
-	return slices.ContainsFunc([]error{
-		syscall.ETXTBSY, syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE, syscall.ESTALE, syscall.EIO,
-	}, func(errno error) bool { return errors.Is(err, errno) })
+	return answer{reason: reason}
 }
 
 // decode reads an answer to VERSION. Versions that are no version numbers are

@@ -21,12 +21,20 @@ type Plugin struct {
 	Versions []string
 	// Reason says why the file cannot be used as a plugin; empty for a plugin.
 	Reason string
+	// Doubt says why an earlier answer is used for Versions; empty if the file's
+	// own answer is.
+	Doubt string
+	// Asked: a configuration names the plugin. Others are never run, and have a
+	// Reason that says so.
+	Asked bool
 	// Shadowed are the paths of executables of the same name in later bin dirs.
 	Shadowed []string
-	// Busy: the reason may pass without a change of the file (it is just being
-	// written, or the node is short of processes or memory). The next Probe
-	// tries again.
+	// Busy: the file is being asked, or is asked again: Reason or Doubt may pass
+	// without a change of the file.
 	Busy bool
+	// NotExecutable: the file's mode has no execute bit. Only Find returns such
+	// files.
+	NotExecutable bool
 }
 
 // Usable reports whether the file answered as a CNI plugin.
@@ -82,11 +90,6 @@ func (s *Plugins) Dirs() []Dir {
 		return nil
 	}
 	return slices.Clone(s.dirs)
-}
-
-// Busy reports whether any file may turn out differently without a change.
-func (s *Plugins) Busy() bool {
-	return s != nil && slices.ContainsFunc(s.all, func(p Plugin) bool { return p.Busy })
 }
 
 // Equal reports whether both sets say the same.

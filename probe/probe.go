@@ -14,13 +14,10 @@ import (
 const (
 	defaultTimeout  = 5 * time.Second
 	defaultParallel = 4
-	// patience is how long a file that is asked holds up those behind it.
-	// After that it is asked on, but another one gets its place.
-	patience = 250 * time.Millisecond
-	// busyRetry is how long a start is tried while the file is being written.
-	// Busy files are taken up again by the next Probe.
-	busyRetry = 100 * time.Millisecond
-	maxAnswer = 64 << 10
+	// startRetry is how long a start is tried again at once while the file is
+	// being written.
+	startRetry = 100 * time.Millisecond
+	maxAnswer  = 64 << 10
 )
 
 // Config tunes a Prober; the zero value means the defaults.
@@ -36,16 +33,17 @@ type runner interface {
 	Run(ctx context.Context, path string, stdin []byte, env []string) (stdout, stderr []byte, err error)
 }
 
-// Prober probes a list of bin dirs. It is safe for concurrent use; probes run
-// one after another.
+// Prober probes a list of bin dirs. It is safe for concurrent use.
 type Prober struct {
 	dirs     []string
-	parallel int
 	timeout  time.Duration // the limit of exec
 	exec     runner
+	places   chan struct{} // one for each file that is being asked
+	answered chan struct{}
 
-	mu    sync.Mutex // one probe at a time; guards cache
-	cache map[identity]answer
+	mu        sync.Mutex           // guards questions and what they point to
+	questions map[string]*question // path of a file -> what is known of it
+	asking    sync.WaitGroup
 }
 
 // New returns a Prober for the directories, which are searched in order.
@@ -57,111 +55,82 @@ func New(dirs []string, cfg Config) *Prober {
 		cfg.Parallel = defaultParallel
 	}
 	return &Prober{
-		dirs:     slices.Clone(dirs),
-		parallel: cfg.Parallel,
-		timeout:  cfg.Timeout,
+		dirs:    slices.Clone(dirs),
+		timeout: cfg.Timeout,
 		exec: pluginexec.New(pluginexec.Config{
-			Timeout: cfg.Timeout, MaxStdout: maxAnswer, MaxStderr: 4 << 10, Retry: busyRetry,
+			Timeout: cfg.Timeout, MaxStdout: maxAnswer, MaxStderr: 4 << 10, Retry: startRetry,
 		}),
-		cache: map[identity]answer{},
+		places:    make(chan struct{}, cfg.Parallel),
+		answered:  make(chan struct{}, 1),
+		questions: map[string]*question{},
 	}
 }
 
 // Dirs returns the directories that are probed.
 func (p *Prober) Dirs() []string { return slices.Clone(p.dirs) }
 
-// Probe looks through the bin dirs and asks every executable that is new or
-// has changed for its versions. What it finds wrong, with a directory or a
-// file, is part of the result. The error is ctx's, when ctx ended before all
-// were asked.
-func (p *Prober) Probe(ctx context.Context) (*Plugins, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	set := &Plugins{others: map[string]Plugin{}}
-	chosen := map[string]file{}
-	shadowed := map[string][]string{}
-	for _, dir := range p.dirs {
-		files, reason := listDir(dir)
-		set.dirs = append(set.dirs, Dir{Path: dir, Reason: reason})
-		for _, f := range files {
-			_, have := chosen[f.name]
-			switch {
-			case have && f.executable():
-				shadowed[f.name] = append(shadowed[f.name], f.path)
-			case f.executable():
-				chosen[f.name] = f
-			case set.others[f.name].Path == "":
-				set.others[f.name] = Plugin{Name: f.name, Path: f.path,
-					Reason: fmt.Sprintf("is not executable (mode %04o)", f.mode.Perm())}
-			}
-		}
-	}
-	answers, err := p.askAll(ctx, chosen)
-	if err != nil {
-		return nil, fmt.Errorf("probing the plugins in %s: %w", strings.Join(p.dirs, ", "), err)
-	}
-	for name, f := range chosen {
-		a := answers[f.id]
-		if name == ShimType {
-			a = answer{reason: "is crinet's own shim, which is no network's plugin"}
-		}
-		set.all = append(set.all, Plugin{Name: name, Path: f.path, Versions: a.versions,
-			Reason: a.reason, Busy: a.busy, Shadowed: shadowed[name]})
-	}
-	slices.SortFunc(set.all, func(a, b Plugin) int { return byName(a, b.Name) })
-	return set, nil
-}
+// Answered receives a value after an answer came for which no Probe has waited:
+// the next Probe returns it.
+func (p *Prober) Answered() <-chan struct{} { return p.answered }
 
-// askAll returns the answers of files, the known ones from the cache, and
-// makes them the cache. Names that are links to one file are one question.
-func (p *Prober) askAll(ctx context.Context, files map[string]file) (map[identity]answer, error) {
-	answers := map[identity]answer{}
-	todo := map[identity]file{}
-	for name, f := range files {
-		if name == ShimType {
-			continue
+// Probe searches the bin dirs and asks the plugins of the given types that are
+// new or have changed for their versions. It waits until each of these has
+// answered once, at most for patience; questions go on after that until they are
+// answered or Stop is called. What is wrong with a directory or a file is part
+// of the result. The error is ctx's, if ctx ended meanwhile.
+func (p *Prober) Probe(ctx context.Context, types []string, patience time.Duration) (*Plugins, error) {
+	found := search(p.dirs, types)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	late := false
+	for _, done := range p.update(found.ask) {
+		if late {
+			break
 		}
-		if a, known := p.cache[f.id]; known {
-			answers[f.id] = a
-		} else if other, have := todo[f.id]; !have || f.path < other.path {
-			todo[f.id] = f
-		}
-	}
-	var (
-		mu     sync.Mutex
-		wg     sync.WaitGroup
-		places = make(chan struct{}, p.parallel)
-	)
-	for id, f := range todo {
 		select {
 		case <-ctx.Done():
-		case places <- struct{}{}:
-			wg.Go(func() {
-				leave := sync.OnceFunc(func() { <-places })
-				defer leave()
-				defer time.AfterFunc(patience, leave).Stop()
-				a := p.ask(ctx, f)
-				mu.Lock()
-				defer mu.Unlock()
-				answers[id] = a
-			})
+		case <-timer.C:
+			late = true
+		case <-done:
 		}
 	}
-	wg.Wait()
-	return answers, p.remember(ctx, answers)
+	if err := context.Cause(ctx); err != nil {
+		return nil, fmt.Errorf("probing the plugins in %s: %w", strings.Join(p.dirs, ", "), err)
+	}
+	select {
+	case <-p.answered: // that answer is in what follows
+	default:
+	}
+	return p.plugins(found), nil
 }
 
-// remember makes answers the cache, without the busy ones. After the end of
-// ctx they are not to be trusted.
-func (p *Prober) remember(ctx context.Context, answers map[identity]answer) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
+// Stop ends all questions and waits for them. The next Probe asks again what was
+// not answered.
+func (p *Prober) Stop() {
+	p.mu.Lock()
+	for _, q := range p.questions {
+		q.cancel()
 	}
-	clear(p.cache)
-	for id, a := range answers {
-		if !a.busy {
-			p.cache[id] = a
+	p.mu.Unlock()
+	p.asking.Wait()
+}
+
+// plugins fills the answers into what was found.
+func (p *Prober) plugins(found *found) *Plugins {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range found.set.all {
+		pl := &found.set.all[i]
+		q := p.questions[pl.Path]
+		switch {
+		case pl.Name == ShimType:
+			pl.Reason = "is crinet's own shim, which is no network's plugin"
+		case q == nil || found.ask[pl.Path].IsZero():
+			pl.Reason = "not asked: no configuration names it"
+		default:
+			pl.Asked = true
+			q.fill(pl)
 		}
 	}
-	return nil
+	return found.set
 }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// dial connects to a unix socket. Package net would do it as well, but its
-// initialization and size cost a part of the start-up time. The file blocks:
-// one goroutine waits, and the runtime kills a plugin that takes too long.
+// dial connects to a unix socket. It does not use package net, whose size and
+// initialization would make the plugin start later. Reads from the file block
+// their thread, which is the only one.
 func dial(path string) (*os.File, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Command crinet is the CNI plugin that the container runtime executes. It
-// carries the runtime's call to crinetd over a unix socket and prints what
-// crinetd answers; it has no state and does nothing itself. Since every pod
-// pays for its start, it uses the standard library alone, without package net.
+// Command crinet is the CNI plugin that the container runtime executes. It sends
+// the runtime's call to crinetd over a unix socket and prints crinetd's answer. It
+// has no state. Because every pod waits for it to start, it uses the standard
+// library alone, without package net.
 //
 // Its network configuration names the daemon's socket:
 //

@@ -10,11 +10,11 @@ import (
 	"github.com/crinet-project/crinet/cni/wire"
 )
 
-// defaultSocket is crinetd's with its default --run-dir.
+// defaultSocket is crinetd's socket with the default --run-dir.
 const defaultSocket = "/run/crinet/cni.sock"
 
-// run is the plugin: it answers the call in the environment and on stdin by
-// printing a CNI result, or a CNI error, and returns the exit code.
+// run reads the call from the environment and stdin, prints a CNI result or a CNI
+// error, and returns the exit code.
 func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 	request := &wire.Request{
 		Command:     getenv("CNI_COMMAND"),
@@ -23,19 +23,20 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 		IfName:      getenv("CNI_IFNAME"),
 		Args:        getenv("CNI_ARGS"),
 		Path:        getenv("CNI_PATH"),
+		Inside:      getenv(wire.InsideVariable),
 	}
 	cniVersion, result, err := answer(request, stdin)
 	if err != nil {
 		result = encodeError(cniVersion, err)
 	}
 	if _, writeErr := stdout.Write(result); writeErr != nil || err != nil {
-		return 1 // without standard output there is nobody to tell
+		return 1 // if standard output is broken, the exit code is all that is left
 	}
 	return 0
 }
 
-// answer returns what to print, and the version to print an error in. The
-// result is empty where the spec prescribes no output. Errors are *wire.Error.
+// answer returns what to print, and the CNI version for an error. The result is
+// empty if the spec prescribes no output. The error is a *wire.Error.
 func answer(request *wire.Request, stdin io.Reader) (cniVersion string, result []byte, err error) {
 	input, err := io.ReadAll(io.LimitReader(stdin, wire.MaxStdin+1))
 	if err != nil {
@@ -68,16 +69,16 @@ func answer(request *wire.Request, stdin io.Reader) (cniVersion string, result [
 	return conf.CNIVersion, reply.Result, nil
 }
 
-// exchange makes the call. The runtime bounds its time by killing this
-// process, which crinetd sees.
+// exchange sends the call and waits for the reply. It has no time limit: a runtime
+// that gives up kills this process, and crinetd sees that.
 func exchange(socket string, request *wire.Request) (*wire.Reply, error) {
 	conn, err := dial(socket)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = conn.Close() }() // by then all is said, or has failed
+	defer func() { _ = conn.Close() }() // the reply has been read, or the error is known
 	writeErr := wire.WriteRequest(conn, request)
-	// A daemon that refuses may have answered before it took everything.
+	// A daemon that refuses may answer before it has read the whole request.
 	reply, err := wire.ReadReply(conn)
 	if err != nil {
 		return nil, fmt.Errorf("crinetd at %s: %w", socket, errors.Join(writeErr, err))
@@ -85,18 +86,18 @@ func exchange(socket string, request *wire.Request) (*wire.Reply, error) {
 	return reply, nil
 }
 
-// unavailable says that crinetd is away, in the code that each command has
-// for it: existing pods keep their network meanwhile.
+// unavailable returns the error for a crinetd that does not answer, with the code
+// that the spec has for the command. Running pods keep their network.
 func unavailable(command string, err error) *wire.Error {
-	code := uint(wire.CodeTryAgainLater)
+	code := wire.CodeTryAgainLater
 	if command == wire.CommandStatus {
 		code = wire.CodeNotAvailable
 	}
 	return &wire.Error{Code: code, Msg: "crinetd does not answer, it may be down or restarting", Details: err.Error()}
 }
 
-// versions answers VERSION (CNI spec, section 5, "Version"). Runtimes of old
-// give no input.
+// versions answers VERSION (CNI spec, section 5, "Version"). Old runtimes send no
+// input with it.
 func versions(input []byte) (cniVersion string, result []byte, err error) {
 	var conf wire.Conf
 	if input = bytes.TrimSpace(input); len(input) > 0 {
@@ -118,7 +119,7 @@ func versions(input []byte) (cniVersion string, result []byte, err error) {
 	return conf.CNIVersion, result, nil
 }
 
-// encodeError prints err as the spec's error result.
+// encodeError encodes err as the spec's error result.
 func encodeError(cniVersion string, err error) []byte {
 	if cniVersion == "" {
 		supported := wire.SupportedVersions()
@@ -128,11 +129,10 @@ func encodeError(cniVersion string, err error) []byte {
 	if !errors.As(err, &e) {
 		e = &wire.Error{Code: wire.CodeInternal, Msg: err.Error()}
 	}
-	out, err := json.Marshal(struct {
-		CNIVersion string `json:"cniVersion"`
-		*wire.Error
-	}{cniVersion, e})
-	if err != nil { // strings and a number: it cannot be
+	printed := *e
+	printed.CNIVersion = cniVersion
+	out, err := json.Marshal(printed)
+	if err != nil { // cannot happen: strings and a number
 		return []byte(`{"code":999,"msg":"encoding the error"}`)
 	}
 	return out

@@ -54,11 +54,17 @@ type source struct {
 	plugins admin.Plugins
 	pods    []admin.Pod
 	err     error
+	forgot  admin.Forget
 }
 
 func (s *source) Status() admin.Status       { return s.status }
 func (s *source) Plugins() admin.Plugins     { return s.plugins }
 func (s *source) Pods() ([]admin.Pod, error) { return s.pods, s.err }
+
+func (s *source) Forget(_ context.Context, what admin.Forget) ([]admin.Pod, error) {
+	s.forgot = what
+	return s.pods[1:], s.err
+}
 
 // serve serves a source as crinetd does, and returns its --run-dir.
 func serve(t *testing.T, s *source) (runDir string) {
@@ -98,7 +104,11 @@ func full() *source {
 			DHCPDaemons: []admin.DHCPDaemon{
 				{Socket: "/run/cni/dhcp.sock", PID: 42, Own: true, Starts: 2}, {Socket: "/run/a", PID: 1}, {Socket: "/run/b", Reason: "cannot be started: no such file"},
 			},
-			PodCIDRs: []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1,
+			Notice: "max_conf_num of the runtime's CNI settings is 2",
+			Runtime: &admin.Runtime{Name: "containerd", Version: "v2.4.2", ConfDir: "/etc/crinet/net.d", BinDirs: []string{"/opt/cni/bin"},
+				Loaded: []string{"cni-loopback", "crinet"}, Problem: "it has not answered for 31s"},
+			HostPorts: &admin.HostPorts{Pods: 2, Mappings: 5, Listeners: "udp: no udp_diag", Flows: "no nf_conntrack_netlink"},
+			PodCIDRs:  []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1, AddFailures: 4,
 			Networks: []admin.Network{
 				{Name: "mynet", File: "/etc/cni/net.d/10-mynet.conf", CNIVersion: "0.3.0", Plugins: []string{"bridge"}},
 				{Name: "other", File: "/etc/cni/net.d/20-other.conflist", CNIVersion: "1.1.0", Plugins: []string{"ptp", "portmap"}, Stale: "20-other.conflist: is empty"},
@@ -119,11 +129,33 @@ func full() *source {
 		},
 		pods: []admin.Pod{
 			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a",
-				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"},
+				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"}, HostPortsLimited: "macvlan: not from the node itself", Adopted: true,
 				Steps: []admin.Step{{Step: "create", Start: start, Duration: .01}, {Step: "netns", Duration: .0002}, {Step: "plugin", Duration: .1}, {Step: "start", Duration: -1}}},
 			{Namespace: "kube-system", Name: "gone", UID: "u2", SandboxID: "ff", State: "detaching", Network: "mynet", Addresses: []string{}, HostPorts: []string{},
 				Tries: 3, LastError: "plugin bridge: cannot"},
 		},
+	}
+}
+
+func TestForget(t *testing.T) {
+	s := full()
+	dir := serve(t, s)
+	var out strings.Builder
+	if err := run(t.Context(), []string{"--run-dir", dir, "forget", "ff", "--reason=its plugin is gone"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if s.forgot != (admin.Forget{Sandbox: "ff", Reason: "its plugin is gone"}) || !strings.Contains(out.String(), "sandbox ff of pod kube-system/gone") {
+		t.Errorf("crinetd was told %+v; printed %s", s.forgot, out.String())
+	}
+	var usage usageError
+	for _, args := range [][]string{{"forget", "--reason=x"}, {"forget", "ff"}, {"forget", "a", "b", "--reason=x"}} {
+		if err := run(t.Context(), append(args, "--run-dir", dir), &out); !errors.As(err, &usage) {
+			t.Errorf("%v: %v, want a usage error", args, err)
+		}
+	}
+	s.err = errors.New("sandbox ff of pod kube-system/gone is attached: remove the pod")
+	if err := run(t.Context(), []string{"--run-dir", dir, "forget", "ff", "--reason=x"}, &out); err == nil || !strings.Contains(err.Error(), "remove the pod") {
+		t.Errorf("forget = %v, want crinetd's refusal", err)
 	}
 }
 

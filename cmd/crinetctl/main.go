@@ -50,6 +50,7 @@ type command struct {
 type options struct {
 	runDir string
 	output string
+	reason string
 }
 
 func commands() []command {
@@ -57,16 +58,18 @@ func commands() []command {
 		{"status", "the selected network and why, whether it is ready and why not, networks, files, last reloads", status},
 		{"probe", "the plugins in the bin dirs: CNI versions, what they shadow, why some cannot be used", probe},
 		{"validate", "FILE...: whether CNI network configurations are valid; needs no crinetd; exit code 1 if one is not", validate},
+		{"forget", "SANDBOX --reason=TEXT: give up a pod's network whose removal can never work; what it holds stays on the node", forget},
 		{"pods", "the pods that crinetd has networked: network, addresses, hostPorts, the four steps' times", pods},
 	}
 }
 
-// run is crinetctl: it reads its arguments and runs a command.
+// run reads the arguments and runs a command.
 func run(ctx context.Context, args []string, stdout io.Writer) error {
 	var o options
 	flags := pflag.NewFlagSet("crinetctl", pflag.ContinueOnError)
 	flags.StringVar(&o.runDir, "run-dir", "/run/crinet", "crinetd's --run-dir, where admin.sock is")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
+	flags.StringVar(&o.reason, "reason", "", "with forget: why, for crinetd's log")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	flags.Usage = func() {}
 	err := flags.Parse(args)
@@ -155,6 +158,23 @@ func pods(ctx context.Context, o options, args []string, stdout io.Writer) error
 		return printJSON(stdout, list)
 	}
 	return printPods(stdout, list, time.Now())
+}
+
+func forget(ctx context.Context, o options, args []string, stdout io.Writer) error {
+	switch {
+	case len(args) != 1:
+		return usageError{errors.New("forget takes the id of one sandbox; crinetctl pods shows them")}
+	case o.reason == "":
+		return usageError{errors.New("forget needs --reason=TEXT: why the removal cannot work, for crinetd's log")}
+	}
+	forgotten, err := o.client().Forget(ctx, admin.Forget{Sandbox: args[0], Reason: o.reason})
+	if err != nil {
+		return err
+	}
+	if o.output == "json" {
+		return printJSON(stdout, forgotten)
+	}
+	return printForgotten(stdout, forgotten)
 }
 
 func printJSON(stdout io.Writer, value any) error {

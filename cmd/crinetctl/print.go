@@ -31,8 +31,20 @@ func printStatus(stdout io.Writer, s admin.Status) error {
 	for _, d := range s.DHCPDaemons {
 		w.row("dhcp daemon:", dhcpDaemon(d))
 	}
+	if s.Notice != "" {
+		w.row("Note:", s.Notice)
+	}
+	if r := s.Runtime; r != nil {
+		w.row("Runtime:", runtimeLine(r))
+	}
+	if h := s.HostPorts; h != nil {
+		w.row("hostPorts:", hostPortsLine(h))
+	}
 	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
 	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
+	if s.AddFailures > 0 {
+		w.row("Failed ADDs:", fmt.Sprintf("%d in a row", s.AddFailures))
+	}
 	if s.Watch != nil {
 		w.row("Directories:", watch(s.Watch))
 	}
@@ -62,6 +74,46 @@ func printStatus(stdout io.Writer, s admin.Status) error {
 		}
 	}
 	return w.Flush()
+}
+
+// runtimeLine describes the container runtime in one line.
+func runtimeLine(r *admin.Runtime) string {
+	text := strings.TrimSpace(r.Name + " " + r.Version)
+	if r.ConfDir != "" {
+		text += fmt.Sprintf(", CNI configuration in %s, plugins in %s, loaded: %s",
+			r.ConfDir, strings.Join(r.BinDirs, ", "), orNone(strings.Join(r.Loaded, ", ")))
+	}
+	if r.Problem != "" {
+		text += "; problem: " + r.Problem
+	}
+	return strings.TrimPrefix(text, "; ")
+}
+
+// hostPortsLine is how many hostPorts are mapped, and what is in the way.
+func hostPortsLine(h *admin.HostPorts) string {
+	text := fmt.Sprintf("%d mapped for %d pods", h.Mappings, h.Pods)
+	if h.Unavailable != "" {
+		text = h.Unavailable
+	}
+	if h.Listeners != "" {
+		text += "; host processes on a port are not all seen: " + h.Listeners
+	}
+	if h.Flows != "" {
+		text += "; older UDP and SCTP flows are not ended: " + h.Flows
+	}
+	return text
+}
+
+// printForgotten says what may remain on the node.
+func printForgotten(stdout io.Writer, pods []admin.Pod) error {
+	for _, p := range pods {
+		_, err := fmt.Fprintf(stdout, "Forgotten: sandbox %s of pod %s/%s on network %s. On the node may remain: the addresses %s in its IPAM, its interface, rules and namespace %s.\n",
+			p.SandboxID, p.Namespace, p.Name, p.Network, orNone(strings.Join(p.Addresses, ", ")), orNone(p.NetNS))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dhcpDaemon(d admin.DHCPDaemon) string {
@@ -116,7 +168,11 @@ func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 	w.row("NAMESPACE", "POD", "SANDBOX", "STATE", "NETWORK", "ADDRESSES", "HOSTPORTS",
 		strings.ToUpper(strings.Join(steps[:], "\t")), "AGE")
 	for _, p := range pods {
-		cells := []string{p.Namespace, p.Name, short(p.SandboxID), p.State, p.Network,
+		state := p.State
+		if p.Adopted {
+			state += ", adopted"
+		}
+		cells := []string{p.Namespace, p.Name, short(p.SandboxID), state, p.Network,
 			orNone(strings.Join(p.Addresses, ",")), orNone(strings.Join(p.HostPorts, ","))}
 		for _, step := range steps {
 			cells = append(cells, stepTime(p, step))
@@ -127,6 +183,11 @@ func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 		return err
 	}
 	for _, p := range pods {
+		if p.HostPortsLimited != "" {
+			if _, err := fmt.Fprintf(stdout, "\n%s/%s: hostPorts: %s\n", p.Namespace, p.Name, p.HostPortsLimited); err != nil {
+				return err
+			}
+		}
 		if p.LastError != "" {
 			if _, err := fmt.Fprintf(stdout, "\n%s/%s: not removed after %d tries: %s\n", p.Namespace, p.Name, p.Tries, p.LastError); err != nil {
 				return err
@@ -136,7 +197,7 @@ func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 	return nil
 }
 
-// stepTime is how long a step took; the step that failed or still runs has none.
+// stepTime returns how long a step took, "-" for one that failed or still runs.
 func stepTime(p admin.Pod, step string) string {
 	for _, s := range p.Steps {
 		if s.Step == step && s.Duration >= 0 {
@@ -153,7 +214,7 @@ func age(p admin.Pod, now time.Time) string {
 	return now.Sub(p.Steps[0].Start).Round(time.Second).String()
 }
 
-// short is the part of a sandbox's id that people use, as in crictl.
+// short returns the part of a sandbox's id that crictl shows.
 func short(id string) string { return id[:min(len(id), 13)] }
 
 func orNone(s string) string {

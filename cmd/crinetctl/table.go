@@ -8,8 +8,7 @@ import (
 	"text/tabwriter"
 )
 
-// table writes aligned columns. Cells that are empty at the end of a line leave
-// no white space there.
+// table writes aligned columns, without white space at the ends of lines.
 type table struct {
 	out  io.Writer
 	text bytes.Buffer
@@ -22,7 +21,7 @@ func newTable(out io.Writer) *table {
 	return t
 }
 
-// row adds a line. What goes wrong with the writer is Flush's to return.
+// row adds a line. Flush returns the errors of the writer.
 func (t *table) row(cells ...string) {
 	fmt.Fprintln(t.tabs, strings.Join(cells, "\t"))
 }
@@ -30,7 +29,7 @@ func (t *table) row(cells ...string) {
 // gap ends a table and begins another.
 func (t *table) gap() { fmt.Fprintln(t.tabs) }
 
-// Flush writes what was added.
+// Flush writes the rows that were added.
 func (t *table) Flush() error {
 	if err := t.tabs.Flush(); err != nil {
 		return err

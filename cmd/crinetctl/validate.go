@@ -10,25 +10,25 @@ import (
 	"github.com/crinet-project/crinet/config"
 )
 
-// validation is what there is to say of a file.
+// validation is the result for one file.
 type validation struct {
 	File  string `json:"file"`
 	Valid bool   `json:"valid"`
-	// Network and what follows are those of a valid file.
+	// The fields from here to NeedsPodCIDR describe a valid file.
 	Network      string   `json:"network,omitempty"`
 	CNIVersions  []string `json:"cniVersions,omitempty"`
 	Plugins      []string `json:"plugins,omitempty"`
 	Capabilities []string `json:"capabilities,omitempty"`
 	NeedsPodCIDR bool     `json:"needsPodCIDR,omitempty"`
-	// BrokenFile, Line, Col and Reason say what is wrong, and where: it may be a
-	// file in the network's folder.
+	// BrokenFile, Line, Col and Reason say what is wrong, and where: File itself
+	// or a file in the network's folder.
 	BrokenFile string `json:"brokenFile,omitempty"`
 	Line       int    `json:"line,omitempty"`
 	Col        int    `json:"col,omitempty"`
 	Reason     string `json:"reason,omitempty"`
 }
 
-// validate checks files without a daemon. One that is not valid is an error.
+// validate checks files without a daemon. It returns an error if one is not valid.
 func validate(_ context.Context, o options, args []string, stdout io.Writer) error {
 	if len(args) == 0 {
 		return usageError{errors.New("validate: which FILE?")}
@@ -92,7 +92,7 @@ func printValidations(stdout io.Writer, all []validation) error {
 	return nil
 }
 
-// place is where something is wrong, as editors and compilers write it.
+// place formats a position as compilers do.
 func place(file string, line, col int) string {
 	if line == 0 {
 		return file

@@ -33,7 +33,7 @@ func main() {
 	os.Exit(1)
 }
 
-// run is crinetd: it reads its arguments and serves until ctx ends.
+// run reads the arguments and serves until ctx ends.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	options, err := config.Parse(args, stdout)
 	switch {
@@ -46,19 +46,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := logger(stderr, options)
-	d, err := newDaemon(ctx, options, log)
+	parts, err := open(ctx, options, log)
 	if err != nil {
 		return err
 	}
-	err = d.serve(ctx)
-	if closeErr := d.close(); closeErr != nil {
-		err = errors.Join(err, closeErr)
-	}
-	return err
+	return errors.Join(parts.serve(ctx), parts.close())
 }
 
-// logger makes the log that --log-format and -v ask for: warnings at 0, what
-// happens from 1 on, every call from 4 on.
+// logger returns a logger for --log-format and -v: warnings at 0, events from 1 on,
+// every call from 4 on.
 func logger(w io.Writer, o *config.Options) *slog.Logger {
 	level := slog.LevelInfo
 	switch {

@@ -1,13 +1,16 @@
 package dhcpd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,7 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/wire"
 )
 
 // TestMain is also the daemon that the tests start: the test's own binary with
@@ -61,13 +68,16 @@ func fakeDaemon(args []string) int {
 
 // rig is a manager with knobs.
 type rig struct {
-	t              *testing.T
-	dir, socket    string
-	m              *Manager
-	started        chan string
-	mu             sync.Mutex
-	selected, used []string
-	path           string
+	t           *testing.T
+	dir, socket string
+	m           *Manager
+	initPID     int
+	log         bytes.Buffer // of the manager; read after its end
+	checked     chan string  // the container ids of the attachments that Check was called for
+	mu          sync.Mutex
+	selected    bool
+	pods        []Attachment
+	path        string
 }
 
 func newRig(t *testing.T) *rig {
@@ -80,14 +90,14 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, socket: filepath.Join(dir, "s"), started: make(chan string, 16), path: self}
+	r := &rig{t: t, dir: dir, socket: filepath.Join(dir, "s.sock"), checked: make(chan string, 16), path: self, initPID: 1}
 	t.Cleanup(func() {
 		// What a failed test has left running.
-		if p, err := connect(context.Background(), r.socket); err == nil && p.pid != os.Getpid() {
-			if err := p.end(time.Second); err != nil {
+		if pid, err := New(Config{}).find(context.Background(), r.socket); err == nil && pid != os.Getpid() {
+			p, _ := os.FindProcess(pid)
+			if err := end(p); err != nil {
 				t.Error(err)
 			}
-			p.close()
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -96,26 +106,52 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) get(s *[]string) []string {
+// set changes what the manager sees.
+func (r *rig) set(change func()) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(*s)
-}
-
-func (r *rig) set(s *[]string, to ...string) {
-	r.mu.Lock()
-	*s = to
+	change()
 	r.mu.Unlock()
 	if r.m != nil {
 		r.m.SelectionChanged()
 	}
 }
 
+func (r *rig) choose(selected bool) { r.set(func() { r.selected = selected }) }
+
+// confList is a network with the rig's daemon.
+func (r *rig) confList() []byte { return fmt.Appendf(nil, list, "1.0.0", r.socket, "") }
+
+// pod is an attachment that runs, to a network of that CNI version.
+func (r *rig) pod(id, cniVersion, more string) Attachment {
+	return Attachment{
+		Attachment: &cni.Attachment{ContainerID: id, ConfList: fmt.Appendf(nil, list, cniVersion, r.socket, more)},
+		Pod:        "ns/" + id, Up: true,
+	}
+}
+
+// Attachments and Check are the rig's [Attachments].
+func (r *rig) Attachments() ([]Attachment, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.pods), nil
+}
+
+func (r *rig) Check(_ context.Context, a Attachment) error {
+	r.checked <- a.ContainerID
+	switch a.ContainerID {
+	case "removed":
+		return wire.Errorf(wire.CodeUnknownContainer, "no such sandbox")
+	case "failing":
+		return errors.New("no offer")
+	}
+	return nil
+}
+
 // run runs a manager, as a crinetd would, until the function that it returns is
 // called.
 func (r *rig) run() (stop func()) {
 	r.m = New(Config{
-		Log: slog.New(slog.NewTextHandler(r.t.Output(), nil)), RunDir: r.dir,
+		Log: slog.New(slog.NewTextHandler(io.MultiWriter(&r.log, r.t.Output()), nil)), RunDir: r.dir,
 		Find: func() (string, error) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -124,10 +160,17 @@ func (r *rig) run() (stop func()) {
 			}
 			return r.path, nil
 		},
-		Selected: func() []string { return r.get(&r.selected) },
-		InUse:    func() ([]string, error) { return r.get(&r.used), nil },
-		Started:  func(_ context.Context, socket string) { r.started <- socket },
+		Selected: func() []byte {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if !r.selected {
+				return nil
+			}
+			return r.confList()
+		},
+		Attachments: r,
 	})
+	r.m.initPID = r.initPID
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); r.m.Run(ctx) }()
@@ -138,7 +181,7 @@ func (r *rig) run() (stop func()) {
 
 func (r *rig) await(what string, ok func(Daemon) bool) Daemon {
 	r.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		var d Daemon
 		if all := r.m.Daemons(); len(all) > 0 {
 			d = all[0]
@@ -154,9 +197,20 @@ func (r *rig) await(what string, ok func(Daemon) bool) Daemon {
 
 func runs(d Daemon) bool { return d.PID != 0 }
 
-const list = `{"plugins":[{"type":"bridge","ipam":{"type":"dhcp","daemonSocketPath":%q}}]}`
+const list = `{"cniVersion":%q,"name":"n","plugins":[{"type":"bridge","ipam":{"type":"dhcp","daemonSocketPath":%q}}]%s}`
 
-func (r *rig) ready() error { return r.m.Ready(fmt.Appendf(nil, list, r.socket)) }
+func (r *rig) ready() error { return r.m.Ready(r.confList()) }
+
+func none(d Daemon) bool { return d.Socket == "" }
+
+// stays checks that a daemon is left alone for some looks of the manager.
+func (r *rig) stays(pid int) {
+	r.t.Helper()
+	time.Sleep(2*poll + poll/2) // nothing must happen
+	if d := r.await("runs", runs); d.PID != pid {
+		r.t.Errorf("%+v, want process %d left alone", d, pid)
+	}
+}
 
 func TestStartRestartAndEnd(t *testing.T) {
 	t.Parallel()
@@ -165,13 +219,13 @@ func TestStartRestartAndEnd(t *testing.T) {
 	if err := r.ready(); err == nil || !strings.Contains(err.Error(), r.socket) {
 		t.Errorf("before anything is selected a network that needs the daemon is ready: %v", err)
 	}
-	r.set(&r.selected, r.socket)
+	r.set(func() { r.selected, r.pods = true, []Attachment{r.pod("pod", "1.0.0", "")} })
 	first := r.await("runs", runs)
 	if !first.Own || first.Starts != 1 || r.ready() != nil {
 		t.Errorf("%+v, ready: %v", first, r.ready())
 	}
-	if got := <-r.started; got != r.socket {
-		t.Errorf("Started was told of %q", got)
+	if got := <-r.checked; got != "pod" {
+		t.Errorf("the lease of %q was taken up", got)
 	}
 	if err := unix.Kill(first.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -180,7 +234,7 @@ func TestStartRestartAndEnd(t *testing.T) {
 	if second.Starts != 2 || !second.Own {
 		t.Errorf("%+v", second)
 	}
-	<-r.started
+	<-r.checked
 
 	// The next crinetd takes it over, and has nothing to take up again.
 	stop()
@@ -189,54 +243,177 @@ func TestStartRestartAndEnd(t *testing.T) {
 		t.Errorf("%+v, want process %d taken over", taken, second.PID)
 	}
 	// A pod holds a lease: it stays, whatever is selected.
-	r.set(&r.used, r.socket)
-	r.set(&r.selected)
-	time.Sleep(2*poll + poll/2) // two looks: nothing must happen
-	if d := r.await("runs", runs); d.PID != second.PID {
-		t.Errorf("%+v, want process %d left alone", d, second.PID)
-	}
-	r.set(&r.used)
-	r.await("is none", func(d Daemon) bool { return d.Socket == "" })
+	r.choose(false)
+	r.stays(second.PID)
+	r.set(func() { r.pods = nil })
+	r.await("is none", none)
 	if err := unix.Kill(second.PID, 0); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("the daemon was not ended: %v", err)
 	}
-	if len(r.started) != 0 {
-		t.Error("Started was called for a daemon that has its leases")
+	if len(r.checked) != 0 {
+		t.Error("leases were taken up from a daemon that had them")
 	}
 	stop()
+}
+
+// A daemon that goes on dying is started again, but not at once each time.
+func TestDaemonThatGoesOnDying(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.run()
+	r.choose(true)
+	killed := 0
+	waiting := r.await("waits to be started again", func(d Daemon) bool {
+		if d.PID != 0 && d.PID != killed && unix.Kill(d.PID, unix.SIGKILL) == nil {
+			killed = d.PID
+		}
+		return strings.Contains(d.Reason, fmt.Sprintf("has ended (process %d) and is started again at", killed))
+	})
+	if err := r.ready(); err == nil || !strings.Contains(err.Error(), "has ended") || waiting.PID != 0 {
+		t.Errorf("%+v, ready: %v", waiting, err)
+	}
+	if d := r.await("runs", runs); d.Starts < 2 {
+		t.Errorf("%+v, want one that was started again", d)
+	}
+	r.choose(false)
+	r.await("is none", none)
+}
+
+// A lease counts as taken up only if CHECK ran and went well.
+func TestLeasesThatAreNotRenewed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	stopped := r.pod("stopped", "1.0.0", "")
+	stopped.Up = false
+	elsewhere := r.pod("elsewhere", "1.0.0", "")
+	elsewhere.ConfList = fmt.Appendf(nil, list, "1.0.0", r.socket+"2", "")
+	r.pods = []Attachment{
+		r.pod("old", "0.3.1", ""), r.pod("off", "1.0.0", `,"disableCheck":true`), stopped, elsewhere,
+		r.pod("removed", "1.0.0", ""), r.pod("failing", "1.0.0", ""), r.pod("good", "0.4.0", ""),
+	}
+	r.m = New(Config{Log: slog.New(slog.NewTextHandler(&r.log, nil)), Attachments: r})
+	r.m.renew(t.Context(), r.socket)
+	close(r.checked)
+	var checked []string
+	for id := range r.checked {
+		checked = append(checked, id)
+	}
+	if diff := cmp.Diff([]string{"removed", "failing", "good"}, checked); diff != "" {
+		t.Errorf("checked (-want +got):\n%s", diff)
+	}
+	for pod, want := range map[string]string{
+		"old": "has no CHECK", "off": "has no CHECK", "failing": "no offer", "good": "taken up again",
+	} {
+		line := ""
+		for l := range strings.Lines(r.log.String()) {
+			if strings.Contains(l, "pod=ns/"+pod+" ") {
+				line += l
+			}
+		}
+		if isError := strings.Contains(line, "level=ERROR") && strings.Contains(line, "is not renewed"); isError == (pod == "good") || !strings.Contains(line, want) {
+			t.Errorf("of pod %s is said %q, want %q", pod, line, want)
+		}
+	}
+	for _, pod := range []string{"stopped", "elsewhere", "removed"} {
+		if strings.Contains(r.log.String(), "pod=ns/"+pod) {
+			t.Errorf("pod %s is told of:\n%s", pod, r.log.String())
+		}
+	}
+}
+
+func (r *rig) awaitSocket() {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if conn, err := net.Dial("unix", r.socket); err == nil {
+			_ = conn.Close()
+			return
+		} else if time.Now().After(deadline) {
+			r.t.Fatal(err)
+		}
+	}
 }
 
 func TestForeignDaemonIsUsedAndLeft(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	foreign, err := launch(r.path, "daemon", "-socketpath", r.socket, "-pidfile", filepath.Join(r.dir, "other.pid"))
-	if err != nil {
+	foreign := exec.Command(r.path, "daemon", "-socketpath", r.socket, "-pidfile", filepath.Join(r.dir, "other.pid"))
+	if err := foreign.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := foreign.kill(); err != nil {
+		if err := foreign.Process.Kill(); err != nil {
 			t.Error(err)
 		}
+		_ = foreign.Wait() // it was killed
 	}()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if conn, err := net.Dial("unix", r.socket); err == nil {
-			_ = conn.Close()
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	r.awaitSocket()
 	r.run()
-	r.set(&r.selected, r.socket)
+	r.choose(true)
 	d := r.await("runs", runs)
-	if d.Own || d.Starts != 0 {
-		t.Errorf("%+v, want one that is not crinetd's", d)
+	if d.Own || d.Starts != 0 || d.PID != foreign.Process.Pid {
+		t.Errorf("%+v, want process %d, which is not crinetd's", d, foreign.Process.Pid)
 	}
-	r.set(&r.selected)
-	r.await("is none", func(d Daemon) bool { return d.Socket == "" })
+	r.choose(false)
+	r.await("is none", none)
 	if err := unix.Kill(d.PID, 0); err != nil {
 		t.Errorf("somebody else's daemon was ended: %v", err)
 	}
+}
+
+// The init system listens for a service that it starts: SO_PEERCRED names the
+// init system, and the service's own pid is in a file beside the socket.
+func TestInitSystemsSocket(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l, err := net.Listen("unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			_ = conn.Close()
+		}
+	}()
+	r.initPID = os.Getpid() // the test plays the init system
+	r.run()
+	r.set(func() { r.selected, r.pods = true, []Attachment{r.pod("pod", "1.0.0", "")} })
+	if d := r.await("runs", runs); d.PID != 1 || d.Own || d.Starts != 0 || r.ready() != nil {
+		t.Errorf("%+v, ready: %v; want the init system's", d, r.ready())
+	}
+	pidFile := strings.TrimSuffix(r.socket, ".sock") + ".pid"
+	for _, pid := range []int{4000001, 4000002} { // the service is started, and then again
+		if err := os.WriteFile(pidFile, fmt.Append(nil, pid), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.await("is the service's", func(d Daemon) bool { return d.PID == pid && !d.Own })
+		if got := <-r.checked; got != "pod" {
+			t.Errorf("the lease of %q was taken up", got)
+		}
+	}
+	r.set(func() { r.selected, r.pods = false, nil })
+	r.await("is none", none)
+	r.awaitSocket() // and is left alone
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An own daemon that does not listen any more makes way for another.
+func TestDeafDaemonIsReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.run()
+	r.choose(true)
+	deaf := r.await("runs", runs)
+	if err := os.Remove(r.socket); err != nil {
+		t.Fatal(err)
+	}
+	r.await("is another", func(d Daemon) bool { return d.PID != 0 && d.PID != deaf.PID && d.Own })
+	if err := unix.Kill(deaf.PID, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the daemon that nobody can reach was not ended: %v", err)
+	}
+	r.choose(false)
+	r.await("is none", none)
 }
 
 func TestFaultsAreReported(t *testing.T) {
@@ -268,7 +445,7 @@ func TestFaultsAreReported(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.run()
-			r.set(&r.selected, r.socket)
+			r.choose(true)
 			r.await("has a reason", func(d Daemon) bool { return strings.Contains(d.Reason, tt.want) })
 			if err := r.ready(); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Ready says %v, want %q", err, tt.want)
@@ -278,8 +455,8 @@ func TestFaultsAreReported(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.await("runs", runs)
-				r.set(&r.selected)
-				r.await("is none", func(d Daemon) bool { return d.Socket == "" })
+				r.choose(false)
+				r.await("is none", none)
 			}
 		})
 	}
@@ -298,10 +475,10 @@ func TestStaleSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.run()
-	r.set(&r.selected, r.socket)
+	r.choose(true)
 	r.await("runs", runs)
-	r.set(&r.selected)
-	r.await("is none", func(d Daemon) bool { return d.Socket == "" })
+	r.choose(false)
+	r.await("is none", none)
 }
 
 // What attached pods need is started whatever is selected: their DEL goes
@@ -309,11 +486,12 @@ func TestStaleSocket(t *testing.T) {
 func TestAdoptsWhatPodsNeed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.used = []string{r.socket}
+	r.pods = []Attachment{r.pod("pod", "1.0.0", "")}
+	r.pods[0].Up = false // its DEL is still to be made
 	r.run()
 	r.await("runs", runs)
-	r.set(&r.used)
-	r.await("is none", func(d Daemon) bool { return d.Socket == "" })
+	r.set(func() { r.pods = nil })
+	r.await("is none", none)
 }
 
 func TestSockets(t *testing.T) {
@@ -324,7 +502,7 @@ func TestSockets(t *testing.T) {
 		`{"plugins":[{"type":"dhcp"}]}`: nil,
 		`{"plugins":[{"ipam":{"type":"host-local"}}]}`: nil,
 		`{"plugins":[{"ipam":{"type":"dhcp"}}]}`:       {"/run/cni/dhcp.sock"},
-		fmt.Sprintf(list, "/x"):                        {"/x"},
+		fmt.Sprintf(list, "1.0.0", "/x", ""):           {"/x"},
 		`{"plugins":[{"ipam":{"type":"dhcp"}},{"ipam":{"type":"dhcp","daemonSocketPath":"/x"}},{"ipam":{"type":"dhcp"}}]}`: {"/run/cni/dhcp.sock", "/x"},
 	} {
 		if got := Sockets([]byte(conf)); !slices.Equal(got, want) {
@@ -333,11 +511,22 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-func TestWait(t *testing.T) {
+// The units that are shipped are those that the manager counts on.
+func TestUnits(t *testing.T) {
 	t.Parallel()
-	for failures, want := range map[int]time.Duration{-1: 0, 0: 0, 1: time.Second, 2: 2 * time.Second, 6: 32 * time.Second, 7: time.Minute, 1000: time.Minute} {
-		if got := wait(failures); got != want {
-			t.Errorf("after %d failures: %v, want %v", failures, got, want)
+	for file, want := range map[string][]string{
+		"cni-dhcp.socket":  {"ListenStream=" + defaultSocket, "PartOf=cni-dhcp.service"},
+		"cni-dhcp.service": {"ExecStart=/opt/cni/bin/dhcp daemon -pidfile " + strings.TrimSuffix(defaultSocket, ".sock") + ".pid", "Restart=always", "Requires=cni-dhcp.socket"},
+	} {
+		text, err := os.ReadFile("../../packaging/systemd/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(string(text), "\n")
+		for _, line := range want {
+			if !slices.Contains(lines, line) {
+				t.Errorf("%s has no line %q", file, line)
+			}
 		}
 	}
 }

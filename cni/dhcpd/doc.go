@@ -1,16 +1,19 @@
-// Package dhcpd keeps the daemon of the IPAM plugin dhcp running: that plugin
-// only passes ADD and DEL on to `dhcp daemon`, which holds the leases and renews
-// them.
-//
-// A [Manager] lives as long as crinetd; the daemons do not. Leases are in a
-// daemon's memory, so that it is started in a session of its own, outlives
-// crinetd, and is taken over by the next one, which knows it by the pid file in
-// the run dir. A service manager must let it live as well: a systemd unit of
-// crinetd needs KillMode=process. One that was not started by crinetd is used
-// as it is and never ended.
+// Package dhcpd keeps the daemon of the IPAM plugin dhcp running. That plugin
+// passes ADD, CHECK and DEL on to `dhcp daemon`, which holds the leases and
+// renews them.
 //
 // A daemon is needed while the selected network has IPAM of type dhcp, and
-// beyond that while a pod holds a lease: its DEL goes through the daemon. One
-// that dies is started again at once, and then ever later, and has no lease
-// then: Config.Started is there to have them taken up again (CHECK does it).
+// beyond that while a pod holds a lease, since its DEL goes through the daemon.
+//
+// Whoever listens on the daemon's socket is used as it is: on a node with systemd
+// the units cni-dhcp.socket and cni-dhcp.service, which belong to the init
+// system. Where nobody listens, the [Manager] starts a daemon and watches over
+// it. Leases are in a daemon's memory, so that the daemon outlives crinetd: it
+// has a session of its own, and the next crinetd knows it by the pid file in the
+// run dir. A systemd unit of crinetd that has to start daemons needs
+// KillMode=process.
+//
+// A daemon that dies is started again, ever later if it goes on dying. It then
+// has no leases. CHECK takes up the lease of each pod that runs; a chain without
+// CHECK cannot do that, and its pods are named in the log.
 package dhcpd

@@ -2,17 +2,29 @@ package dhcpd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
-// poll is how often it is looked whether a daemon is still needed that the
-// selected network does not need.
-const poll = 3 * time.Second
+const (
+	// poll is the time from one look at the daemons to the next. One that nobody
+	// needs is ended after that time: a pod that is being added may not be in
+	// the journal yet.
+	poll = 2 * time.Second
+	// healthy is how long a daemon runs before the wait after its end is
+	// firstWait again. The wait doubles up to maxWait.
+	healthy   = time.Minute
+	firstWait = time.Second
+	maxWait   = time.Minute
+)
 
 // Config is what a [Manager] works with. All fields are required.
 type Config struct {
@@ -21,39 +33,46 @@ type Config struct {
 	Find func() (string, error)
 	// RunDir is where the daemons' pid files are. A reboot clears it.
 	RunDir string
-	// Selected returns the sockets that the selected network's plugins use. It
-	// answers from memory.
-	Selected func() []string
-	// InUse returns the sockets that attached pods' plugins use. It may take
-	// its time: it is called at the start, and before a daemon is ended.
-	InUse func() ([]string, error)
-	// Started is called when there is a daemon without leases where there may
-	// have been one with leases. It is given a goroutine.
-	Started func(ctx context.Context, socket string)
+	// Selected returns the selected network's configuration list, nil if no
+	// network is selected, from memory.
+	Selected    func() []byte
+	Attachments Attachments
 }
 
-// Daemon is what there is to know of a daemon.
+// Daemon is the state of one daemon.
 type Daemon struct {
 	Socket string
-	PID    int    // 0 while it does not run
+	PID    int    // 0 while it does not run; 1 if the init system listens and the daemon's own pid is not known
 	Own    bool   // started by crinetd, maybe by an earlier one
 	Starts uint64 // by this crinetd
 	Reason string // why it does not run; empty if it does
 }
 
-// Manager keeps the daemons that are needed.
+// daemon is what Run keeps of one daemon. Others read Daemon alone.
+type daemon struct {
+	Daemon
+	process *os.Process // of an own daemon, else nil
+	last    int         // the pid of the last one that ran
+	retry   backoff.Backoff
+	again   time.Time // when it may be started next
+	began   time.Time // when it was started last
+	spare   time.Time // since when nobody needs it; zero if it is needed
+}
+
+// Manager keeps the daemons running that are needed.
 type Manager struct {
 	config  Config
+	initPID int           // the init system's
 	changed chan struct{} // holds one
-	wg      sync.WaitGroup
+	adopted bool          // the pods' daemons are among daemons
 
-	mu      sync.Mutex
+	mu      sync.Mutex         // held by Run to write, and by others to read
 	daemons map[string]*daemon // by socket
 }
 
-// New returns a manager. Nothing is started before Run.
+// New returns a manager. It starts nothing before Run.
 func New(c Config) *Manager {
-	return &Manager{config: c, changed: make(chan struct{}, 1), daemons: make(map[string]*daemon)}
+	return &Manager{config: c, initPID: 1, changed: make(chan struct{}, 1), daemons: make(map[string]*daemon)}
 }
 
 // SelectionChanged tells Run that another network may be selected. It does not
@@ -65,144 +84,176 @@ func (m *Manager) SelectionChanged() {
 	}
 }
 
-// Run starts, watches and ends daemons until ctx ends; then it lets them be.
+// Run starts, watches and ends daemons until ctx ends. It does not end them then.
 func (m *Manager) Run(ctx context.Context) {
-	defer m.wg.Wait()
-	m.adopt(ctx)
-	idle := map[string]bool{} // sockets that nobody needed at the last look
-	for {
-		extra := m.look(ctx, idle)
-		var again <-chan time.Time
-		timer := time.NewTimer(poll)
-		if extra {
-			again = timer.C
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	for ctx.Err() == nil {
+		needed, known := m.needed()
+		for _, socket := range needed {
+			if m.daemons[socket] == nil {
+				m.write(func() { m.daemons[socket] = newDaemon(socket) })
+			}
+		}
+		for socket, d := range m.daemons {
+			switch {
+			case slices.Contains(needed, socket) || !known:
+				d.spare = time.Time{}
+				if m.tend(ctx, d) {
+					renewing.Go(func() { m.renew(ctx, socket) })
+				}
+			case d.spare.IsZero():
+				d.spare = time.Now()
+			case time.Since(d.spare) >= poll:
+				m.drop(d)
+			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-m.changed:
-		case <-again:
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return
+		case <-time.After(poll):
 		}
 	}
 }
 
-// adopt starts what attached pods need, whatever is selected.
-func (m *Manager) adopt(ctx context.Context) {
-	sockets, err := m.config.InUse()
+func newDaemon(socket string) *daemon {
+	return &daemon{
+		Daemon: Daemon{Socket: socket, Reason: notStarted},
+		retry:  backoff.Backoff{First: firstWait, Max: maxWait},
+	}
+}
+
+func (m *Manager) write(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
+}
+
+// needed returns the sockets that the selected network uses, and those that pods
+// use. It looks into the journal at the start, and while there is a daemon that
+// the selected network does not use; known is false if that fails.
+func (m *Manager) needed() (sockets []string, known bool) {
+	sockets = Sockets(m.config.Selected())
+	extra := func(d Daemon) bool { return !slices.Contains(sockets, d.Socket) }
+	if m.adopted && !slices.ContainsFunc(m.Daemons(), extra) {
+		return sockets, true
+	}
+	all, err := m.config.Attachments.Attachments()
 	if err != nil {
-		m.config.Log.Warn("pods with dhcp leases are not known; their daemon is not started for them", "err", err)
-		return
+		m.config.Log.Warn("the pods with dhcp leases are not known: no daemon is started for them, and none is ended", "err", err)
+		return sockets, false
 	}
-	for _, socket := range sockets {
-		m.ensure(ctx, socket)
+	m.adopted = true
+	for _, a := range all {
+		sockets = append(sockets, Sockets(a.ConfList)...)
 	}
+	return sockets, true
 }
 
-// look starts what the selected network needs, and ends what nobody has needed
-// twice in a row. It says whether there is any daemon that the selected network
-// does not need.
-func (m *Manager) look(ctx context.Context, idle map[string]bool) (extra bool) {
-	selected := m.config.Selected()
-	for _, socket := range selected {
-		m.ensure(ctx, socket)
-		delete(idle, socket)
-	}
-	var spare []string
-	for _, socket := range m.sockets() {
-		if !slices.Contains(selected, socket) {
-			spare = append(spare, socket)
+// tend looks at a daemon and starts it if nobody listens. It returns true if the
+// daemon that runs has no leases where there may have been one that had.
+func (m *Manager) tend(ctx context.Context, d *daemon) (fresh bool) {
+	pid, err := m.find(ctx, d.Socket)
+	started := false
+	switch {
+	case err == nil:
+		if time.Since(d.began) >= healthy {
+			d.retry.Reset()
 		}
+	case nobodyListens(err) && !time.Now().Before(d.again):
+		started, d.began = true, time.Now()
+		d.again = d.began.Add(d.retry.Next())
+		pid, err = m.start(ctx, d)
+	case nobodyListens(err) && d.PID != 0:
+		err = fmt.Errorf("has ended (process %d) and is started again at %s", d.PID, d.again.Format(time.TimeOnly))
+	case nobodyListens(err) || d.PID != 0:
+		return false // it waits for the next attempt, or is busy
+	default:
+		err = fmt.Errorf("cannot be reached: %w", err)
 	}
-	if len(spare) == 0 {
+	if ctx.Err() != nil {
 		return false
 	}
-	used, err := m.config.InUse()
 	if err != nil {
-		m.config.Log.Warn("a dhcp daemon that may not be needed is kept", "err", err)
-		return true
-	}
-	for _, socket := range spare {
-		switch {
-		case slices.Contains(used, socket):
-			delete(idle, socket)
-		case !idle[socket]:
-			idle[socket] = true
-		default:
-			m.drop(socket)
-			delete(idle, socket)
+		if d.Reason != err.Error() {
+			m.config.Log.Error("the dhcp daemon does not run: leases are not renewed, pods get none; crinetd goes on trying", "socket", d.Socket, "err", err)
 		}
+		m.write(func() { d.PID, d.Reason = 0, err.Error() })
+		return false
 	}
-	return true
+	m.up(d, pid, started)
+	fresh = started || d.last != 0 && d.last != pid
+	d.last = pid
+	return fresh
 }
 
-// ensure has a daemon watched.
-func (m *Manager) ensure(ctx context.Context, socket string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.daemons[socket] != nil {
+// up notes a daemon that runs. One that crinetd has started has written its pid
+// where it was told to.
+func (m *Manager) up(d *daemon, pid int, started bool) {
+	own, known := readPID(m.pidFile(d.Socket)) == pid, d.PID == pid
+	m.write(func() {
+		d.PID, d.Own, d.Reason = pid, own, ""
+		if started {
+			d.Starts++
+		}
+	})
+	if known {
 		return
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	d := newDaemon(&m.config, socket)
-	d.cancel, d.done = cancel, make(chan struct{})
-	m.daemons[socket] = d
-	m.wg.Go(func() {
-		defer close(d.done)
-		d.run(ctx)
-	})
-}
-
-// drop ends a daemon, if it is crinetd's, and its watching.
-func (m *Manager) drop(socket string) {
-	m.mu.Lock()
-	d := m.daemons[socket]
-	m.mu.Unlock()
-	d.cancel(errUnneeded)
-	<-d.done
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.daemons, socket)
-}
-
-func (m *Manager) sockets() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var all []string
-	for socket := range m.daemons {
-		all = append(all, socket)
+	d.process = nil
+	if own {
+		d.process, _ = os.FindProcess(pid) // never fails on Unix
 	}
-	slices.Sort(all)
-	return all
+	what := "a dhcp daemon runs already and is used"
+	switch {
+	case started:
+		what = "dhcp daemon started"
+	case own:
+		what = "dhcp daemon of an earlier crinetd taken over, with its leases"
+	}
+	m.config.Log.Info(what, "socket", d.Socket, "pid", pid)
 }
 
-// Ready says why pods cannot be added to a network yet: its daemon does not
+// drop ends a daemon that nobody needs, if it is crinetd's, and forgets it.
+func (m *Manager) drop(d *daemon) {
+	log := m.config.Log.With("socket", d.Socket, "pid", d.PID)
+	if d.process == nil {
+		log.Info("no network and no pod needs the dhcp daemon any more; it is not crinetd's and is left running")
+	} else if err := end(d.process); err != nil {
+		log.Warn("no network and no pod needs the dhcp daemon any more, but it cannot be ended", "err", err)
+	} else {
+		log.Info("dhcp daemon ended: no network and no pod needs it any more")
+	}
+	m.write(func() { delete(m.daemons, d.Socket) })
+}
+
+// notStarted is a daemon's reason before the first look at its socket.
+const notStarted = "is not started yet"
+
+// Ready returns why pods cannot be added to a network yet: its daemon does not
 // run. It answers from memory.
 func (m *Manager) Ready(confList []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, socket := range Sockets(confList) {
-		m.mu.Lock()
-		d := m.daemons[socket]
-		m.mu.Unlock()
-		reason := "is not started yet"
-		if d != nil {
-			reason = d.view().Reason
+		reason := notStarted
+		if d := m.daemons[socket]; d != nil {
+			reason = d.Reason
 		}
 		if reason != "" {
-			return fmt.Errorf("the dhcp daemon at %s %s", socket, reason)
+			return errors.New("the dhcp daemon at " + socket + " " + reason)
 		}
 	}
 	return nil
 }
 
-// Daemons returns what there is to know, by socket.
+// Daemons returns the state of the daemons that are needed, sorted by socket.
 func (m *Manager) Daemons() []Daemon {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var all []Daemon
 	for _, d := range m.daemons {
-		all = append(all, d.view())
+		all = append(all, d.Daemon)
 	}
 	slices.SortFunc(all, func(a, b Daemon) int { return strings.Compare(a.Socket, b.Socket) })
 	return all

@@ -2,152 +2,151 @@ package dhcpd
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/crinet-project/crinet/internal/backoff"
+	"github.com/crinet-project/crinet/internal/peercred"
 )
 
-// connectTimeout bounds a connect to a daemon whose backlog is full.
-const connectTimeout = 2 * time.Second
+const (
+	// connectTimeout bounds a connect to a daemon whose backlog is full.
+	connectTimeout = 2 * time.Second
+	// startTimeout is how long a daemon may take until it listens.
+	startTimeout = 10 * time.Second
+	// stopTimeout is how long it may take to end.
+	stopTimeout = 5 * time.Second
+	// shortPoll is the time from one look at a daemon that starts or ends to the
+	// next.
+	shortPoll = 10 * time.Millisecond
+)
 
-// process is the process that listens on a daemon's socket. A pidfd (one that
-// can be waited for with a deadline: Linux 5.10) tells of its end, whoever
-// started it, and is never another process's.
-type process struct {
-	pid  int
-	fd   int
-	file *os.File // of fd; its Fd method would end the deadlines
-}
-
-// connect finds the process that listens on a socket.
-func connect(ctx context.Context, socket string) (*process, error) {
+// find returns the pid of the daemon that listens on the socket. If that is the
+// init system, which hands its socket to a service, or a process in another pid
+// namespace, the daemon's own pid is in a file beside the socket (the unit
+// cni-dhcp.service writes it); without one, find returns 1.
+func (m *Manager) find(ctx context.Context, socket string) (pid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer func() { _ = conn.Close() }() // nothing was written
-	pid, err := listener(conn)
+	peer, err := peercred.Of(conn)
 	if err != nil {
-		return nil, fmt.Errorf("who listens on %s cannot be found out: %w", socket, err)
+		return 0, fmt.Errorf("who listens on %s cannot be found out: %w", socket, err)
 	}
-	// Connected to: it lived a moment ago.
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("process %d, which listens on %s: %w", pid, socket, err)
+	if pid = int(peer.Pid); pid == 0 || pid == m.initPID {
+		return max(1, readPID(strings.TrimSuffix(socket, ".sock")+".pid")), nil
 	}
-	return &process{pid: pid, fd: fd, file: os.NewFile(uintptr(fd), "pidfd")}, nil
+	return pid, nil
 }
 
-// nobodyListens says whether connect failed because there is no daemon.
+// nobodyListens reports whether find failed because there is no daemon.
 func nobodyListens(err error) bool {
-	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 }
 
-// listener is the process that has made the socket at the other end (unix(7),
-// SO_PEERCRED).
-func listener(conn net.Conn) (pid int, err error) {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+// readPID returns the pid in a file, 0 if there is none.
+func readPID(file string) int {
+	text, _ := os.ReadFile(file)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid
+}
+
+// pidFile is where a daemon that crinetd starts writes its pid.
+func (m *Manager) pidFile(socket string) string {
+	sum := sha256.Sum256([]byte(socket))
+	return filepath.Join(m.config.RunDir, fmt.Sprintf("dhcp-%x.pid", sum[:4]))
+}
+
+// start starts a daemon that outlives crinetd, and waits until it listens.
+func (m *Manager) start(ctx context.Context, d *daemon) (pid int, err error) {
+	path, err := m.config.Find()
+	if err == nil {
+		err = d.makeWay()
+	}
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("cannot be started: %w", err)
 	}
-	var cred *unix.Ucred
-	var sockErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
+	cmd := exec.Command(path, "daemon", "-socketpath", d.Socket, "-pidfile", m.pidFile(d.Socket))
+	// Its output goes where crinetd's log goes: a pipe would break with crinetd.
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", []string{}, os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("cannot be started: %w", err)
 	}
-	if sockErr != nil {
-		return 0, sockErr
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // how it ended is in ProcessState
+	}()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		pid, err := m.find(ctx, d.Socket)
+		if err == nil {
+			return pid, nil
+		}
+		select {
+		case <-ended:
+			return 0, fmt.Errorf("%s ended before it listened, its output is in crinetd's log: %v", path, cmd.ProcessState)
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s does not listen after %v: %w", path, startTimeout, errors.Join(err, cmd.Process.Kill()))
+		case <-time.After(shortPoll):
+		}
 	}
-	return int(cred.Pid), nil
 }
 
-// wait waits until the process is gone, for at most a time, or until ctx ends.
-func (p *process) wait(ctx context.Context, most time.Duration) (gone bool) {
-	// Without a deadline there is no waiting, and the caller polls.
-	if err := p.file.SetReadDeadline(time.Now().Add(most)); err != nil {
-		return p.gone()
+// makeWay ends an own daemon that does not listen any more, since nobody can
+// reach it and its leases, and removes a socket that nobody listens on, which a
+// daemon does not do itself.
+func (d *daemon) makeWay() error {
+	if !filepath.IsAbs(d.Socket) {
+		return errors.New("ipam.daemonSocketPath is no absolute path")
 	}
-	stop := context.AfterFunc(ctx, func() { _ = p.file.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	raw, err := p.file.SyscallConn()
-	if err != nil {
-		return p.gone()
+	if d.process != nil {
+		if err := end(d.process); err != nil {
+			return err
+		}
+		d.process = nil
 	}
-	// A pidfd is readable when its process has ended (pidfd_open(2)).
-	_ = raw.Read(func(uintptr) bool { return p.gone() }) // a deadline is no fault
-	return p.gone()
+	info, err := os.Lstat(d.Socket)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is in the way: it is no socket", d.Socket)
+	}
+	return os.Remove(d.Socket)
 }
 
-func (p *process) gone() bool {
-	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n == 1
-}
-
-// end ends the process: it gets a time after SIGTERM.
-func (p *process) end(most time.Duration) error {
-	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
-		err := unix.PidfdSendSignal(p.fd, signal, nil, 0)
-		if errors.Is(err, unix.ESRCH) {
+// end ends a process: with SIGTERM, and after stopTimeout with SIGKILL.
+func end(p *os.Process) error {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		err := p.Signal(signal)
+		for deadline := time.Now().Add(stopTimeout); err == nil && time.Now().Before(deadline); err = p.Signal(syscall.Signal(0)) {
+			backoff.Sleep(context.Background(), shortPoll)
+		}
+		if errors.Is(err, os.ErrProcessDone) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("send %v to process %d: %w", signal, p.pid, err)
-		}
-		if p.wait(context.Background(), most) {
-			return nil
+			return fmt.Errorf("process %d: %w", p.Pid, err)
 		}
 	}
-	return fmt.Errorf("process %d does not end", p.pid)
-}
-
-func (p *process) close() { _ = p.file.Close() } // only looked at
-
-// launched is a program that was started and has not been heard of yet.
-type launched struct {
-	ended <-chan error // how it ended
-	kill  func() error
-}
-
-// launch starts a program that outlives crinetd: in a session of its own, its
-// output where crinetd's log goes, since a pipe to crinetd would break.
-func launch(path string, args ...string) (*launched, error) {
-	cmd := exec.Command(path, args...)
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	return &launched{ended: ended, kill: cmd.Process.Kill}, nil
-}
-
-// removeStale removes a socket that nobody listens on: the daemon does not do
-// it itself.
-func removeStale(socket string) error {
-	info, err := os.Lstat(socket)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s is in the way: it is no socket", socket)
-	}
-	return os.Remove(socket)
+	return fmt.Errorf("process %d does not end", p.Pid)
 }

@@ -6,11 +6,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode/utf8"
 )
 
-// The ways in which a run fails; every error of [Exec.Run] is exactly one of
-// them for errors.Is.
+// The ways in which a run fails. For errors.Is every error of [Exec.Run] is
+// exactly one of them.
 var (
 	// ErrStart: the binary could not be executed at all; errors.Is also finds
 	// the errno (ENOENT, EACCES, ENOEXEC, ETXTBSY, …).
@@ -39,32 +38,34 @@ type Error struct {
 	ExitCode int            // the exit status; -1 if it did not exit by itself
 	Signal   syscall.Signal // what ended it; 0 if it was no signal
 	Stderr   string         // the first 512 bytes of what it printed there
-	Elapsed  time.Duration  // from the first try to start it
+	Elapsed  time.Duration  // from the first attempt to start it
 	Cause    error          // errno, context error or limit; may be nil
 }
 
-// Error names the plugin, how it ended and what it said on stderr.
+// Error names the plugin, how it ended, after how long if it was killed, and
+// what it printed on stderr.
 func (e *Error) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "plugin %s: ", e.Path)
+	said := ""
+	if e.Stderr != "" {
+		said = fmt.Sprintf("; stderr: %q", e.Stderr)
+	}
+	return "plugin " + e.Path + ": " + e.how() + said
+}
+
+func (e *Error) how() string {
 	switch {
 	case errors.Is(e.Kind, ErrStart):
-		fmt.Fprintf(&b, "cannot be started: %v", e.Cause)
+		return fmt.Sprintf("cannot be started: %v", e.Cause)
 	case errors.Is(e.Kind, ErrOutput):
-		fmt.Fprintf(&b, "killed: %v", e.Cause)
+		return fmt.Sprintf("killed: %v", e.Cause)
 	case errors.Is(e.Kind, ErrTimeout), errors.Is(e.Kind, ErrCanceled):
-		fmt.Fprintf(&b, "%v, stopped after %s: %v", e.Kind, e.Elapsed.Round(time.Millisecond), e.Cause)
+		return fmt.Sprintf("%v, stopped after %s: %v", e.Kind, e.Elapsed.Round(time.Millisecond), e.Cause)
 	case e.Signal != 0:
-		fmt.Fprintf(&b, "ended by signal %d (%v)", int(e.Signal), e.Signal)
+		return fmt.Sprintf("ended by signal %d (%v)", int(e.Signal), e.Signal)
 	case e.ExitCode >= 0:
-		fmt.Fprintf(&b, "exit status %d", e.ExitCode)
-	default:
-		fmt.Fprintf(&b, "cannot be waited for: %v", e.Cause)
+		return fmt.Sprintf("exit status %d", e.ExitCode)
 	}
-	if e.Stderr != "" {
-		fmt.Fprintf(&b, "; stderr: %q", e.Stderr)
-	}
-	return b.String()
+	return fmt.Sprintf("cannot be waited for: %v", e.Cause)
 }
 
 // Unwrap makes Kind and Cause visible to errors.Is and errors.As.
@@ -77,15 +78,8 @@ func (e *Error) Unwrap() []error {
 
 // excerpt returns the start of a plugin's stderr, cut between characters.
 func excerpt(stderr []byte) string {
-	s := strings.TrimSpace(string(stderr[:min(len(stderr), maxExcerpt)]))
 	if len(stderr) <= maxExcerpt {
-		return s
+		return strings.TrimSpace(string(stderr))
 	}
-	for range utf8.UTFMax - 1 {
-		if r, n := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || n != 1 {
-			break
-		}
-		s = s[:len(s)-1]
-	}
-	return s + " …"
+	return strings.TrimSpace(strings.ToValidUTF8(string(stderr[:maxExcerpt]), "")) + " …"
 }

@@ -1,15 +1,19 @@
 package pluginexec
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
 // Defaults of [Config].
@@ -19,8 +23,20 @@ const (
 	DefaultRetry     = time.Second
 )
 
-// safePath is what is always on a plugin's PATH: plugins run iptables,
-// modprobe, ip and the like, and a service manager may hand the daemon no PATH.
+const (
+	// pipeGrace is how long the pipes are read on after the plugin has ended or
+	// was killed: a descendant may hold them open for as long as it likes.
+	pipeGrace = 200 * time.Millisecond
+	// killGrace is how long Run waits for a killed plugin. One that hangs in
+	// the kernel (a dead NFS server) does not die of SIGKILL.
+	killGrace = time.Second
+	// firstDelay and maxDelay are the waits before a start is tried again.
+	firstDelay = 5 * time.Millisecond
+	maxDelay   = 100 * time.Millisecond
+)
+
+// safePath is always on a plugin's PATH: plugins run iptables, modprobe, ip and
+// the like, and a service manager may give the daemon no PATH.
 const safePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Config limits every run of an [Exec]. The zero value means the defaults.
@@ -66,16 +82,10 @@ func New(cfg Config) *Exec {
 // and returns what it printed. A PATH in env is kept; else one is added: the
 // daemon's PATH and a constant default. The working directory is "/".
 //
-// Both outputs are returned with an error too, as far as they were read. The
+// With an error, too, both outputs are returned as far as they were read. The
 // error is an [*Error].
 func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string) (stdout, stderr []byte, err error) {
 	begun := time.Now()
-	fail := func(err error) ([]byte, []byte, error) {
-		return nil, nil, &Error{Path: path, Kind: ErrStart, ExitCode: -1, Cause: err, Elapsed: time.Since(begun)}
-	}
-	if !filepath.IsAbs(path) {
-		return fail(errors.New("its path is not absolute"))
-	}
 	if e.cfg.Timeout > 0 {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeout(ctx, e.cfg.Timeout)
@@ -83,66 +93,118 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-
-	p, err := e.start(ctx, path, stdin, env)
+	out := &head{limit: e.cfg.MaxStdout, full: func() {
+		cancel(fmt.Errorf("%w: stdout has more than %d bytes", ErrOutput, e.cfg.MaxStdout))
+	}}
+	errOut := &head{limit: e.cfg.MaxStderr}
+	failure := &Error{Path: path, ExitCode: -1}
+	cmd, err := e.start(ctx, path, func(cmd *exec.Cmd) {
+		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = e.environ(env), bytes.NewReader(stdin), out, errOut
+	})
 	if err != nil {
+		failure.Kind, failure.Cause = ErrStart, err
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-			return nil, nil, &Error{Path: path, Kind: kindOf(cause), ExitCode: -1, Cause: err, Elapsed: time.Since(begun)}
+			failure.Kind = kindOf(cause)
 		}
-		return fail(err)
+	} else {
+		state, err := await(ctx, cmd)
+		failure.judge(ctx, state, err)
 	}
-	defer p.close()
-	defer context.AfterFunc(ctx, p.kill)()
-
-	stderrRead := make(chan []byte, 1)
-	go func() { stderrRead <- readHead(p.stderr, e.cfg.MaxStderr) }()
-	stdout, full := readAll(p.stdout, e.cfg.MaxStdout)
-	if full {
-		cancel(outputError(e.cfg.MaxStdout))
+	stdout, stderr = out.bytes(), errOut.bytes()
+	if failure.Kind == nil {
+		return stdout, stderr, nil
 	}
-	stderr = <-stderrRead
-	ended := p.await(ctx)
-
-	perr := &Error{Path: path, ExitCode: -1, Stderr: excerpt(stderr), Elapsed: time.Since(begun)}
-	if !p.judge(perr, ended, full, context.Cause(ctx)) {
-		return stdout, stderr, perr
-	}
-	return stdout, stderr, nil
+	failure.Stderr, failure.Elapsed = excerpt(stderr), time.Since(begun)
+	return stdout, stderr, failure
 }
 
-// judge fills perr in and reports whether the run went well. A plugin that
-// ended by itself is judged by its status, even if the context ended in the
-// same moment.
-func (p *process) judge(perr *Error, ended, full bool, cause error) bool {
-	var status syscall.WaitStatus
-	if ended && p.err == nil {
-		status, _ = p.state.Sys().(syscall.WaitStatus)
-		if status.Exited() {
-			perr.ExitCode = status.ExitStatus()
-		} else {
-			perr.Signal = status.Signal()
+// start starts the plugin as the leader of a process group, which is killed
+// when ctx ends. While the file is being copied it tries again, for Config.Retry
+// at most. prepare completes each attempt's command.
+func (e *Exec) start(ctx context.Context, path string, prepare func(*exec.Cmd)) (*exec.Cmd, error) {
+	if !filepath.IsAbs(path) {
+		return nil, errors.New("its path is not absolute")
+	}
+	deadline := time.Now().Add(e.cfg.Retry)
+	pause := backoff.Backoff{First: firstDelay, Max: maxDelay}
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		cmd := exec.CommandContext(ctx, path)
+		cmd.Dir, cmd.SysProcAttr, cmd.WaitDelay = "/", &syscall.SysProcAttr{Setpgid: true}, pipeGrace
+		cmd.Cancel = func() error { return killGroup(cmd.Process) }
+		prepare(cmd)
+		err := cmd.Start()
+		if err == nil {
+			return cmd, nil
+		}
+		var perr *os.PathError
+		switch {
+		case errors.Is(err, ctx.Err()):
+			return nil, context.Cause(ctx)
+		case errors.As(err, &perr):
+			err = perr.Err // Error names the path itself
+		}
+		delay := pause.Next()
+		if !errors.Is(err, syscall.ETXTBSY) && !errors.Is(err, syscall.ENOEXEC) || time.Until(deadline) < delay {
+			return nil, err
+		}
+		if !backoff.Sleep(ctx, delay) {
+			return nil, fmt.Errorf("%w; last try: %w", context.Cause(ctx), err)
 		}
 	}
-	byItself := ended && (status.Exited() || !p.wasKilled())
+}
+
+// killGroup kills the process group that a plugin leads, unless the plugin has
+// ended by itself: what it left behind is left alone, and its pid may belong to
+// another process.
+func killGroup(leader *os.Process) error {
+	if err := leader.Signal(syscall.Signal(0)); err != nil {
+		return err
+	}
+	return syscall.Kill(-leader.Pid, syscall.SIGKILL)
+}
+
+// await waits for the plugin's end. For a killed one it waits killGrace at most;
+// both results are then nil.
+func await(ctx context.Context, cmd *exec.Cmd) (*os.ProcessState, error) {
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		return cmd.ProcessState, err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return cmd.ProcessState, err
+	case <-time.After(killGrace):
+		return nil, nil
+	}
+}
+
+// judge notes how a run ended; Kind stays nil if it went well. A plugin that
+// ended by itself is judged by its status, even if ctx ended in the same moment.
+func (e *Error) judge(ctx context.Context, state *os.ProcessState, err error) {
+	cause := context.Cause(ctx)
+	if state != nil {
+		e.ExitCode = state.ExitCode()
+		if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			e.Signal = status.Signal()
+		}
+	}
+	killed := state == nil || e.Signal == syscall.SIGKILL
 	switch {
-	case full:
-		perr.Kind, perr.Cause = ErrOutput, cause
-	case !byItself:
-		perr.Kind, perr.Cause = kindOf(cause), cause
-	case p.err != nil:
-		perr.Kind, perr.Cause = ErrExit, p.err
-	case perr.ExitCode == 0:
-		return true
-	default:
-		perr.Kind = ErrExit
+	case errors.Is(cause, ErrOutput):
+		e.Kind, e.Cause = ErrOutput, cause
+	case killed && cause != nil:
+		e.Kind, e.Cause = kindOf(cause), cause
+	case state == nil:
+		e.Kind, e.Cause = ErrExit, err
+	case e.ExitCode != 0:
+		e.Kind = ErrExit
 	}
-	return false
-}
-
-// outputError is the cause of a run that was ended because stdout grew beyond
-// the limit, given in bytes.
-func outputError(limit int) error {
-	return fmt.Errorf("%w: stdout has more than %d bytes", ErrOutput, limit)
 }
 
 // kindOf says what a context's cause means for a run that it ended.
@@ -165,15 +227,14 @@ func pluginPath(daemon string) string {
 	return strings.Join(dirs, ":")
 }
 
-// environ returns env with the mark and a PATH. env itself is not changed.
+// environ returns env with the mark and a PATH. It does not change env.
 func (e *Exec) environ(env []string) []string {
+	env = slices.Clone(env)
 	if e.cfg.Mark != "" {
-		env = append(slices.Clip(env), e.cfg.Mark)
+		env = append(env, e.cfg.Mark)
 	}
-	for _, kv := range env {
-		if strings.HasPrefix(kv, "PATH=") {
-			return env
-		}
+	if slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) {
+		return env
 	}
-	return append(slices.Clip(env), e.path)
+	return append(env, e.path)
 }

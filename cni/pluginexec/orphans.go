@@ -1,9 +1,7 @@
 package pluginexec
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,105 +9,110 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/backoff"
 )
 
-// orphanPoll is the pause before the processes are looked at again.
+// orphanPoll is the wait before KillOrphans looks at the processes again.
 const orphanPoll = 5 * time.Millisecond
 
-// KillOrphans kills the plugins, and what they started, that an earlier process
-// ran with [Config.Mark] and left running when it died: what is to be undone
-// must not be still in the making. Those that spare says yes to are left alone,
-// such as a daemon that an ADD started for a pod that runs. It returns
-// the command lines of the killed, and an error if some are still there when
-// ctx ends: a process that hangs in the kernel does not die of SIGKILL.
+// StateMark returns a [Config.Mark] that belongs to a state dir: the plugins of a
+// crinetd work on what the journal in its state dir holds.
+func StateMark(dir string) (string, error) {
+	var stat syscall.Stat_t
+	if err := syscall.Stat(dir, &stat); err != nil {
+		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return fmt.Sprintf("%s=%d:%d", wire.InsideVariable, stat.Dev, stat.Ino), nil
+}
+
+// KillOrphans kills the plugins that an earlier process ran with [Config.Mark]
+// and left running when it died, with their process groups, so that what is
+// undone now is not made again by them. It returns the command lines of the
+// killed plugins, and an error if some are still there when ctx ends: a process
+// that hangs in the kernel does not die of SIGKILL.
+//
+// It leaves alone what a plugin left behind on purpose, such as a dnsmasq that
+// other pods use: a process with a session of its own, and one whose plugin has
+// ended. It also leaves those alone for which spare returns true; spare gets
+// the CNI_COMMAND and CNI_CONTAINERID that the process was started with.
 //
 // The caller must not have run anything with that mark itself.
 func KillOrphans(ctx context.Context, mark string, spare func(verb, containerID string) bool) (killed []string, err error) {
 	seen := make(map[int]bool)
 	for {
-		orphans, err := findMarked(mark, spare)
+		orphans, err := findOrphans(mark, spare)
 		if err != nil {
 			return killed, fmt.Errorf("look for plugins of an earlier crinetd: %w", err)
 		}
 		if len(orphans) == 0 {
 			return killed, nil
 		}
-		for _, o := range orphans {
-			if !seen[o.Pid] {
-				seen[o.Pid] = true
-				killed = append(killed, commandLine(o.Pid))
+		for _, pid := range orphans {
+			if !seen[pid] {
+				seen[pid] = true
+				killed = append(killed, commandLine(pid))
 			}
-			o.kill()
+			_ = syscall.Kill(-pid, syscall.SIGKILL) // an error means that the group has ended
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, orphanPoll) {
 			return killed, fmt.Errorf("%d plugin processes of an earlier crinetd do not die: %w", len(orphans), context.Cause(ctx))
-		case <-time.After(orphanPoll):
 		}
 	}
 }
 
-// orphan holds on to its process: the id cannot become another's.
-type orphan struct{ *os.Process }
-
-// kill kills the process and its group, which the plugin was made leader of. The
-// errors say that it has ended.
-func (o orphan) kill() {
-	group, err := syscall.Getpgid(o.Pid)
-	_ = o.Signal(syscall.SIGKILL)
-	if err == nil && group > 1 && group != syscall.Getpgrp() {
-		_ = syscall.Kill(-group, syscall.SIGKILL)
-	}
-	_ = o.Release()
-}
-
-// findMarked finds the processes with the mark in their environment.
-func findMarked(mark string, spare func(verb, containerID string) bool) ([]orphan, error) {
+// findOrphans returns the plugins with the mark in their environment. A plugin
+// is the leader of its process group, but not of a session.
+func findOrphans(mark string, spare func(verb, containerID string) bool) (pids []int, err error) {
 	dirs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	var orphans []orphan
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(dir.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		process, err := os.FindProcess(pid)
-		if err != nil {
+		verb, id, marked := readMark(pid, mark)
+		if !marked || spare(verb, id) {
 			continue
 		}
-		if verb, id, marked := readMark(pid, mark); marked && !spare(verb, id) {
-			orphans = append(orphans, orphan{process})
-			continue
+		group, groupErr := unix.Getpgid(pid)
+		session, sessionErr := unix.Getsid(pid)
+		if groupErr == nil && sessionErr == nil && group == pid && session != pid {
+			pids = append(pids, pid)
 		}
-		_ = process.Release()
 	}
-	return orphans, nil
+	return pids, nil
 }
 
-// readMark looks into a process's environment, and tells the verb and
-// the container id that it works for, as far as it has them. One that cannot be read has ended, or is not ours.
+// readMark looks for the mark in a process's environment, and returns the verb
+// and the container id that stand beside it. A process whose environment cannot
+// be read, or is empty, has ended.
 func readMark(pid int, mark string) (verb, containerID string, marked bool) {
 	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
-	if err != nil || !bytes.Contains(environ, []byte(mark)) {
+	if err != nil {
 		return "", "", false
 	}
 	for kv := range strings.SplitSeq(string(environ), "\x00") {
-		if id, ok := strings.CutPrefix(kv, "CNI_CONTAINERID="); ok {
-			containerID = id
+		switch name, value, _ := strings.Cut(kv, "="); {
+		case kv == mark:
+			marked = true
+		case name == "CNI_CONTAINERID":
+			containerID = value
+		case name == "CNI_COMMAND":
+			verb = value
 		}
-		if command, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
-			verb = command
-		}
-		marked = marked || kv == mark
 	}
 	return verb, containerID, marked
 }
 
 func commandLine(pid int) string {
 	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil {
 		return fmt.Sprintf("process %d (%v)", pid, err)
 	}
 	return fmt.Sprintf("process %d: %s", pid, strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " ")))

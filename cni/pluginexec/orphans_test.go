@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -54,6 +55,53 @@ func TestKillOrphans(t *testing.T) {
 	}
 	if !alive(pids["spared"]) || !alive(pids["others"]) {
 		t.Error("a process was killed that is not an orphan")
+	}
+}
+
+// What a plugin left behind on purpose lives on: a daemon with a session of its
+// own, whether its plugin still runs or not, and a helper in the group of a
+// plugin that has ended.
+func TestKillOrphansSparesHelpers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mark := "PLUGINEXEC_TEST=" + dir
+	path := script(t, `
+		setsid sh -c 'echo $$ >"$DIR/$CNI_CONTAINERID.session"; exec sleep 300' </dev/null >/dev/null 2>&1 &
+		setsid sh -c 'sleep 300 & echo $! >"$DIR/$CNI_CONTAINERID.daemon"' </dev/null >/dev/null 2>&1 &
+		sleep 300 </dev/null >/dev/null 2>&1 &
+		echo $! >"$DIR/$CNI_CONTAINERID.group"
+		[ "$CNI_CONTAINERID" = ended ] || wait`)
+	e := New(Config{Mark: mark})
+	env := func(id string) []string { return []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=" + id, "DIR=" + dir} }
+	if _, _, err := e.Run(t.Context(), path, nil, env("ended")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	hung := make(chan error, 1)
+	go func() {
+		_, _, err := e.Run(ctx, path, nil, env("hung"))
+		hung <- err
+	}()
+	left := map[string]bool{"ended.session": true, "ended.daemon": true, "ended.group": true, "hung.session": true, "hung.daemon": true, "hung.group": false}
+	for name := range left {
+		pid := awaitPID(t, filepath.Join(dir, name))
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // may have ended
+	}
+	killCtx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	defer stop()
+	killed, err := KillOrphans(killCtx, mark, func(string, string) bool { return false })
+	if err != nil || len(killed) != 1 || !strings.Contains(killed[0], path) {
+		t.Errorf("KillOrphans = %q, %v, want the plugin that runs", killed, err)
+	}
+	if err := <-hung; err == nil {
+		t.Error("the plugin that runs was not killed")
+	}
+	gone(t, filepath.Join(dir, "hung.group"))
+	for name, want := range left {
+		if pid := awaitPID(t, filepath.Join(dir, name)); want && !alive(pid) {
+			t.Errorf("%s was killed", name)
+		}
 	}
 }
 

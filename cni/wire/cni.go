@@ -19,18 +19,6 @@ const (
 	CommandVersion = "VERSION"
 )
 
-// Codes of the CNI spec, section 5, "Error", and of "STATUS" in section 2.
-const (
-	CodeIncompatibleVersion = 1
-	CodeInvalidEnvironment  = 4
-	CodeIO                  = 5
-	CodeDecode              = 6
-	CodeInvalidConfig       = 7
-	CodeTryAgainLater       = 11
-	CodeNotAvailable        = 50
-	CodeInternal            = 999 // of libcni: anything else
-)
-
 const (
 	// maxContainerID leaves room for it in file names (NAME_MAX is 255).
 	maxContainerID = 128
@@ -38,26 +26,7 @@ const (
 	maxPath        = 4095
 )
 
-// Error is the CNI error result without its version.
-type Error struct {
-	Code    uint   `json:"code"`
-	Msg     string `json:"msg"`
-	Details string `json:"details,omitempty"`
-}
-
-func (e *Error) Error() string {
-	if e.Details == "" {
-		return e.Msg
-	}
-	return e.Msg + "; " + e.Details
-}
-
-// Errorf makes an Error without details.
-func Errorf(code uint, format string, args ...any) *Error {
-	return &Error{Code: code, Msg: fmt.Sprintf(format, args...)}
-}
-
-// SupportedVersions are the versions of the CNI spec that crinet speaks, in
+// SupportedVersions returns the versions of the CNI spec that crinet speaks, in
 // ascending order.
 func SupportedVersions() []string {
 	return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
@@ -71,9 +40,9 @@ type Conf struct {
 	Socket string `json:"socket"`
 }
 
-// DecodeConf reads a network configuration and checks that command may be
-// given with its version. The Conf holds what could be read even with an
-// error, for the version in which to answer. The error is a *Error.
+// DecodeConf reads a network configuration and checks that its version has the
+// command. With an error, too, the Conf holds what could be read: the error is
+// answered in its version. The error is an *Error.
 func DecodeConf(command string, stdin []byte) (Conf, error) {
 	var conf Conf
 	if err := json.Unmarshal(stdin, &conf); err != nil {
@@ -113,7 +82,7 @@ func checkVersion(command, version string) error {
 }
 
 // CheckEnvironment checks the CNI_* variables that the request's command needs
-// and those that it may have. The error is a *Error and names all bad ones.
+// and those that it may have. The error is an *Error and names all bad ones.
 func (r *Request) CheckEnvironment() error {
 	needed := map[string][]string{
 		CommandAdd:    {"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"},

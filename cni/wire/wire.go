@@ -1,7 +1,7 @@
-// Package wire is what the CNI plugin crinet and the daemon crinetd say to
-// each other over cni.sock, and the rules of the CNI specification that both
-// ends enforce. It uses the standard library alone and not much of it, since
-// the plugin's start-up time is paid with every pod.
+// Package wire holds what the CNI plugin crinet (the shim) and the daemon
+// crinetd say to each other over cni.sock, the rules of the CNI specification
+// that both ends enforce, and the CNI error. It uses the standard library alone
+// and not much of it, since every pod pays for the shim's start-up time.
 //
 // One connection carries one exchange: the plugin writes one [Request], the
 // daemon answers with one [Reply]. Each is JSON behind its length in four
@@ -18,9 +18,15 @@ import (
 	"io"
 )
 
-// Version is the version of this protocol. Plugin and daemon are installed
-// together; a plugin that outlives an upgrade is told so.
+// Version is the version of this protocol. Both ends ignore fields that they do
+// not know, so that a field can be added without a new version; a change that an
+// earlier release would misread needs one. A plugin of another version is told
+// so.
 const Version = 1
+
+// InsideVariable is the environment variable by which crinetd marks the plugins
+// that it runs, and what these execute.
+const InsideVariable = "CRINETD_STATE"
 
 // Limits in bytes.
 const (
@@ -32,8 +38,8 @@ const (
 	maxReply   = MaxResult*4/3 + 256<<10
 )
 
-// ErrVersion is in the error of a read when the other end speaks another
-// version of this protocol.
+// ErrVersion is in the error of a read if the other end speaks another version
+// of this protocol.
 var ErrVersion = errors.New("crinet and crinetd are of different releases")
 
 // Request is what the runtime gave to the plugin: the CNI_* environment
@@ -46,11 +52,15 @@ type Request struct {
 	IfName      string `json:"ifname,omitempty"`
 	Args        string `json:"args,omitempty"`
 	Path        string `json:"path,omitempty"`
-	Stdin       []byte `json:"stdin,omitempty"`
+	// Inside is the value of [InsideVariable]: empty, unless the plugin was
+	// executed by a plugin that a crinetd runs. Plugins from before this field
+	// do not send it.
+	Inside string `json:"inside,omitempty"`
+	Stdin  []byte `json:"stdin,omitempty"`
 }
 
-// Reply is what the plugin has to do: print Result and succeed, or print
-// Error and fail.
+// Reply tells the plugin what to do: print Result and succeed, or print Error
+// and fail.
 type Reply struct {
 	Version int    `json:"version"`
 	Result  []byte `json:"result,omitempty"`
@@ -67,8 +77,8 @@ func WriteRequest(w io.Writer, r *Request) error {
 	return writeFrame(w, "request", &stamped, maxRequest)
 }
 
-// ReadRequest receives a request. Its error is ErrVersion when everything but
-// the version was in order; nothing of the request is then known.
+// ReadRequest receives a request. Its error is ErrVersion if the request could
+// be decoded but has another version.
 func ReadRequest(r io.Reader) (*Request, error) {
 	var request Request
 	if err := readFrame(r, "request", &request, maxRequest); err != nil {
@@ -93,7 +103,7 @@ func WriteReply(w io.Writer, r *Reply) error {
 	return writeFrame(w, "reply", &stamped, maxReply)
 }
 
-// ReadReply receives a reply. An Error counts whatever version says it, so
+// ReadReply receives a reply. One with an Error is accepted in any version, so
 // that a daemon can refuse a plugin of another version.
 func ReadReply(r io.Reader) (*Reply, error) {
 	var reply Reply

@@ -264,3 +264,45 @@ func TestCheckEnvironment(t *testing.T) {
 		})
 	}
 }
+
+// The releases beside this one speak the same bytes: what they send is read, and
+// what this one sends they can read. The texts and the types here are theirs,
+// and must not be changed with the code.
+func TestReleasesBesideThisOne(t *testing.T) {
+	t.Parallel()
+	got, err := ReadRequest(strings.NewReader(framed(`{"version":1,"command":"ADD","containerID":"abc","netns":"/n","ifname":"eth0","args":"A=B","path":"/p","stdin":"e30=","later":{}}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := &Request{Version: 1, Command: "ADD", ContainerID: "abc", NetNS: "/n", IfName: "eth0", Args: "A=B", Path: "/p", Stdin: []byte("{}")}
+	if diff := cmp.Diff(request, got); diff != "" {
+		t.Error(diff)
+	}
+	reply, err := ReadReply(strings.NewReader(framed(`{"version":1,"error":{"code":7,"msg":"m","details":"d","later":1}}`)))
+	if diff := cmp.Diff(&Reply{Version: 1, Error: &Error{Code: 7, Msg: "m", Details: "d"}}, reply); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+
+	var sent bytes.Buffer
+	if err := WriteRequest(&sent, request); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"version":1,"command":"ADD","containerID":"abc","netns":"/n","ifname":"eth0","args":"A=B","path":"/p","stdin":"e30="}`
+	if diff := cmp.Diff(framed(want), sent.String()); diff != "" {
+		t.Error(diff)
+	}
+	sent.Reset()
+	if err := WriteReply(&sent, &Reply{Error: &Error{CNIVersion: "1.0.0", Code: 7, Msg: "m", Details: "d"}}); err != nil {
+		t.Fatal(err)
+	}
+	var theirs struct {
+		Version int
+		Error   struct {
+			Code         uint
+			Msg, Details string
+		}
+	}
+	if err := json.Unmarshal(sent.Bytes()[4:], &theirs); err != nil || theirs.Version != 1 || theirs.Error.Code != 7 || theirs.Error.Msg != "m" || theirs.Error.Details != "d" {
+		t.Errorf("an earlier plugin reads %+v of %s: %v", theirs, sent.Bytes()[4:], err)
+	}
+}

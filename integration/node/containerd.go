@@ -1,9 +1,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +36,31 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = [%[3]q]
     conf_dir = %[4]q
+%[6]s
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
       BinaryName = %[5]q
+`
+
+// oldContainerdConfig is the same for containerd before 2.0.
+const oldContainerdConfig = `version = 2
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = %[2]q
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    bin_dir = %[3]q
+    conf_dir = %[4]q
+%[6]s
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = %[1]q
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
+        BinaryName = %[5]q
 `
 
 // snapshotter is overlayfs where the node's directory is not on an overlay
@@ -51,6 +76,9 @@ func (n *Node) snapshotter() (string, error) {
 	return "overlayfs", nil
 }
 
+// RuntimeConfDir is where containerd looks for CNI configurations.
+func (n *Node) RuntimeConfDir() string { return cmp.Or(n.options.RuntimeConfDir, ConfDir) }
+
 // StartContainerd starts containerd and waits until it serves CRI. The first
 // start imports the images. It need not have a network.
 func (n *Node) StartContainerd(ctx context.Context) error {
@@ -61,16 +89,19 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	confDir := ConfDir
-	if n.options.RuntimeConfDir != "" {
-		confDir = n.options.RuntimeConfDir
+	template, program := containerdConfig, n.kit.Tool("containerd")
+	if n.options.DebianContainerd {
+		template, program = oldContainerdConfig, filepath.Join(n.kit.debianContainerd(), "containerd")
 	}
-	config := fmt.Sprintf(containerdConfig, snapshotter, PauseImage, BinDir, confDir, n.kit.Tool("runc"))
+	config := fmt.Sprintf(template, snapshotter, PauseImage, BinDir, n.RuntimeConfDir(), n.kit.Tool("runc"), n.options.ContainerdCNI)
 	if err := n.WriteFile(containerdConfigFile, config+n.options.ContainerdConfig); err != nil {
 		return err
 	}
-	n.containerd, err = startDaemon(n.Place, "containerd", n.logFile("containerd"),
-		n.kit.Tool("containerd"), "--config", containerdConfigFile)
+	start := startDaemon
+	if n.options.Supervise {
+		start = superviseDaemon
+	}
+	n.containerd, err = start(n.Place, "containerd", n.logFile("containerd"), program, "--config", containerdConfigFile)
 	if err != nil {
 		return err
 	}
@@ -86,8 +117,11 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if n.imported {
 		return nil
 	}
-	_, err = n.Run(ctx, "ctr", "--namespace", "k8s.io", "images", "import", "--local",
-		"--snapshotter", snapshotter, n.kit.archive())
+	args := []string{"--namespace", "k8s.io", "images", "import", "--snapshotter", snapshotter, n.kit.archive()}
+	if !n.options.DebianContainerd {
+		args = slices.Insert(args, 4, "--local") // the only way before 2.0
+	}
+	_, err = n.Run(ctx, "ctr", args...)
 	n.imported = err == nil
 	return err
 }
@@ -102,6 +136,14 @@ func (n *Node) containerdClient() (*Client, error) {
 		n.cri = client
 	}
 	return n.cri, nil
+}
+
+// SignalContainerd sends containerd a signal, such as SIGSTOP.
+func (n *Node) SignalContainerd(signal os.Signal) error {
+	if n.containerd == nil {
+		return errors.New("send containerd a signal: it does not run")
+	}
+	return n.containerd.signal(signal)
 }
 
 // StopContainerd ends containerd as a service manager does; its pods live on.

@@ -18,7 +18,7 @@ const maxMessage = 16 << 20
 type Client struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Image   runtimeapi.ImageServiceClient
-	// Conn is for methods that the two have not.
+	// Conn is for methods that the two clients do not have.
 	Conn *grpc.ClientConn
 
 	node *Node

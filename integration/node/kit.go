@@ -74,6 +74,11 @@ func (k *Kit) Program(name string) string { return filepath.Join(k.dir, name) }
 // Tool is the path of an installed tool, such as crictl or cni/bridge.
 func (k *Kit) Tool(name string) string { return filepath.Join(k.tools, name) }
 
+// debianContainerd is the folder of Debian's containerd, its shim and ctr.
+func (k *Kit) debianContainerd() string {
+	return filepath.Join(filepath.Dir(k.tools), "containerd-debian")
+}
+
 func (k *Kit) build(ctx context.Context) error {
 	if err := k.Build(ctx, []string{"CGO_ENABLED=0"}, []string{"-ldflags=-s -w"}, helpers...); err != nil {
 		return err

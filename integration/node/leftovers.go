@@ -22,7 +22,7 @@ import (
 const (
 	hostLocalDir    = "/var/lib/cni/networks"
 	containerdCache = "/var/lib/cni/results"
-	crinetdCache    = "/var/lib/cni/cache/results"
+	crinetdCache    = "/var/lib/crinet/cni/results"
 	netnsDir        = "/run/netns"
 )
 

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// AdminSocket is where crinetd tells its operator about itself.
+// AdminSocket is crinetd's socket for operators.
 const AdminSocket = "/run/crinet/admin.sock"
 
 // Metric reads a metric without labels from crinetd.

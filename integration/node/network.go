@@ -86,7 +86,7 @@ func up(handle *netlink.Handle, name string, addrs []string) error {
 			return fmt.Errorf("address %s: %w", text, err)
 		}
 		if addr.IP.To4() == nil {
-			// Nobody else can have it: it is usable at once.
+			// Nobody else can have the address, so that duplicate detection is not needed.
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := handle.AddrAdd(link, addr); err != nil {

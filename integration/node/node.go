@@ -26,7 +26,7 @@ const (
 	ContainerdSocket = "/run/containerd/containerd.sock"
 )
 
-// Options are what a node can differ in.
+// Options are the choices that Start has.
 type Options struct {
 	// Keep lets the node live on when the process that started it ends. Remove
 	// ends it.
@@ -36,6 +36,13 @@ type Options struct {
 	ContainerdConfig string
 	// RuntimeConfDir is containerd's own CNI conf dir; ConfDir if empty.
 	RuntimeConfDir string
+	// ContainerdCNI is TOML that is added to the CNI settings of containerd.
+	ContainerdCNI string
+	// DebianContainerd has the node run Debian's containerd, which is older.
+	DebianContainerd bool
+	// Supervise has containerd started again when it ends by itself, as a
+	// service manager does.
+	Supervise bool
 }
 
 // Node is one running node. Its methods can be used at the same time, but for
@@ -144,6 +151,9 @@ func (n *Node) startInit(ctx context.Context) error {
 
 func (n *Node) openNamespaces() error {
 	path := n.kit.tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	if n.options.DebianContainerd {
+		path = n.kit.debianContainerd() + ":" + path
+	}
 	n.Place = &Place{name: "node", path: path}
 	for name, file := range map[string]**os.File{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", n.init.Process.Pid, name))

@@ -81,8 +81,8 @@ func start(t *testing.T) (context.Context, *node.Node, *node.Client) {
 	return ctx, n, client
 }
 
-// The node does what a real one does, here without crinetd: what fails in the
-// other tests then is crinetd's.
+// The node does what a real one does, without crinetd. A failure of another test is
+// therefore crinetd's.
 func TestPodOnBareContainerd(t *testing.T) {
 	t.Parallel()
 	ctx, n, client := start(t)

@@ -55,7 +55,7 @@ func sweep() error {
 			return fmt.Errorf("find what earlier runs left: %w", err)
 		}
 		for _, dir := range dirs {
-			// One that can't be told is another run's, just made or removed.
+			// A directory without an owner belongs to another run that just makes or removes it.
 			if _, running, err := owner(dir); err == nil && !running {
 				errs = append(errs, remove(dir))
 			}

@@ -47,9 +47,9 @@ func newNetwork(name string) (*Place, error) {
 	return p, nil
 }
 
-// Do runs fn on a thread that is in the place's namespaces. The thread is given
-// up afterwards: there is no way back that could fail. fn must not start
-// goroutines that need the namespaces, nor call testing's FailNow.
+// Do runs fn on a thread that is in the place's namespaces. The thread ends
+// afterwards, so that it need not return to its own. fn must not start goroutines
+// that need the namespaces, nor call testing's FailNow.
 func (p *Place) Do(fn func() error) error {
 	return onThread(func() error {
 		if err := p.enter(); err != nil {
@@ -87,9 +87,9 @@ func onThread(fn func() error) error {
 			done <- fn()
 			return
 		}
-		// The process's first thread can't end, and what /proc says of the
-		// process is what it says of that thread. While this goroutine holds
-		// it, another thread is found.
+		// The process's first thread cannot end, and /proc shows its namespaces as
+		// those of the process. While this goroutine holds it, Go gives fn another
+		// thread.
 		done <- onThread(fn)
 		runtime.UnlockOSThread()
 	}()
@@ -106,8 +106,8 @@ func (p *Place) Command(ctx context.Context, name string, args ...string) *exec.
 	return cmd
 }
 
-// lookPath finds name in path; what is not there is left as it is, for the
-// start to fail with its name.
+// lookPath finds name in path. It returns a name that is not there unchanged, so
+// that the start fails with that name.
 func lookPath(path, name string) string {
 	if strings.Contains(name, "/") {
 		return name

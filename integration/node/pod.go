@@ -59,10 +59,15 @@ func newUID() string {
 
 // RunPod runs a sandbox.
 func (c *Client) RunPod(ctx context.Context, config *runtimeapi.PodSandboxConfig) (*Pod, error) {
+	return c.RunPodBy(ctx, "", config)
+}
+
+// RunPodBy runs a sandbox by a runtime handler; empty is the default one.
+func (c *Client) RunPodBy(ctx context.Context, handler string, config *runtimeapi.PodSandboxConfig) (*Pod, error) {
 	if err := os.MkdirAll(c.node.Path(config.GetLogDirectory()), 0o755); err != nil {
 		return nil, fmt.Errorf("make the log directory of pod %s: %w", config.GetMetadata().GetName(), err)
 	}
-	resp, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	resp, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		return nil, fmt.Errorf("run pod %s: %w", config.GetMetadata().GetName(), err)
 	}
@@ -110,6 +115,17 @@ func (p *Pod) StopAndRemove(ctx context.Context) error {
 		return err
 	}
 	return p.Remove(ctx)
+}
+
+// RemovePod stops and removes a sandbox, whoever made it.
+func (c *Client) RemovePod(ctx context.Context, id string) error {
+	if _, err := c.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", id, err)
+	}
+	if _, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", id, err)
+	}
+	return nil
 }
 
 func (p *Pod) name() string { return p.Config.GetMetadata().GetName() }

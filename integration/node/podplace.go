@@ -9,9 +9,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Place is where the pod's processes are as far as the network goes; all else is
-// the node's. It costs less than a container that has to be told what to do. It
-// is valid until the node's Close, and keeps the pod's network namespace alive.
+// Place returns a place in the pod's network namespace; its other namespaces are
+// the node's. It costs less than a container. It is valid until the node's Close,
+// and keeps the pod's network namespace alive.
 func (p *Pod) Place(ctx context.Context) (*Place, error) {
 	resp, err := p.client.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
 	if err != nil {

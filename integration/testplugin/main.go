@@ -1,12 +1,12 @@
-// Command testplugin is the CNI plugin that does wrong on purpose, and writes
-// down how it was called. Package script says how a test tells it what to do.
+// Command testplugin is a CNI plugin that fails on request and records its calls.
+// Package script says how a test tells it what to do.
 //
 // As the first of a chain its ADD gives the pod the addresses that its
 // configuration names in "addresses", without making any device; behind another
 // plugin it passes that plugin's result on. Its other verbs do nothing.
 //
-// Under another name it stands in for a plugin that is not to be had: what it
-// does then is in a file of script.StandInDir, not in its configuration.
+// Under another name it stands in for a plugin that cannot be installed. A file in
+// script.StandInDir then says what it does, instead of its configuration.
 package main
 
 import (
@@ -107,7 +107,10 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("record the call: %w", err)
 	}
-	if rule.Do == script.Succeed && len(standIn.Delegate) > 0 {
+	switch {
+	case rule.Do == script.Succeed && standIn.Multus != nil:
+		return multus(standIn.Multus, call, stdout)
+	case rule.Do == script.Succeed && len(standIn.Delegate) > 0:
 		return delegate(standIn, getenv, input, stdout)
 	}
 	return act(rule, call.Verb, conf, stdout)
@@ -130,6 +133,7 @@ func act(rule script.Rule, verb string, conf config, stdout io.Writer) error {
 	case script.Flood:
 		return flood(stdout)
 	case script.Hang:
+		fmt.Fprintln(os.Stderr, rule.Text)
 		return hang()
 	case script.Crash:
 		return die()

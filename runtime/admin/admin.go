@@ -1,5 +1,6 @@
-// Package admin is what crinetd tells its operator: JSON and Prometheus metrics
-// over HTTP on admin.sock. crinetctl is its client. It only reads.
+// Package admin is crinetd's interface for operators: it serves JSON and Prometheus
+// metrics over HTTP on admin.sock. The only change that an operator can ask for is
+// to forget a pod's network that cannot be removed. crinetctl is its client.
 package admin
 
 import "time"
@@ -9,6 +10,7 @@ const (
 	StatusPath  = "/v1/status"
 	PodsPath    = "/v1/pods"
 	PluginsPath = "/v1/plugins"
+	ForgetPath  = "/v1/forget"
 	MetricsPath = "/metrics"
 )
 
@@ -20,31 +22,77 @@ type Status struct {
 	// Ready says whether new pods can get a network; Reason why not.
 	Ready  bool   `json:"ready"`
 	Reason string `json:"reason,omitempty"`
-	// Network and NetworkFile name the network that new pods get, Selected says
-	// why it is this one.
+	// Network and NetworkFile name the network that new pods get. Selected says
+	// why it was selected.
 	Network     string `json:"network,omitempty"`
 	NetworkFile string `json:"networkFile,omitempty"`
 	Selected    string `json:"selected,omitempty"`
-	// NetworkStatus is what the network's plugins say to STATUS (CNI 1.1): good,
-	// or since when and how it fails; empty if they are not asked.
+	// NetworkStatus is the answer of the network's plugins to STATUS (CNI 1.1):
+	// good, or since when and how it fails; empty if they are not asked.
 	NetworkStatus string `json:"networkStatus,omitempty"`
-	// DHCPDaemons are the daemons of the IPAM plugin dhcp that are needed.
+	// DHCPDaemons are the daemons of the IPAM plugin dhcp that pods need.
 	DHCPDaemons []DHCPDaemon `json:"dhcpDaemons,omitempty"`
+	// Runtime is the container runtime's side.
+	Runtime *Runtime `json:"runtime,omitempty"`
+	// Notice is what an operator should know although the network is ready.
+	Notice string `json:"notice,omitempty"`
+	// HostPorts are those that crinetd maps; nil if it maps none.
+	HostPorts *HostPorts `json:"hostPorts,omitempty"`
 	// PodCIDRs are the node's, as far as they are known.
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 	// UndoPending counts attachments that are still to be removed.
 	UndoPending int `json:"undoPending"`
-	// Networks are the usable networks in the conf dir, in order; Problems what
-	// is not as it should be there and in the bin dirs.
+	// AddFailures counts the ADDs that failed since the last one that succeeded.
+	AddFailures int `json:"addFailures,omitempty"`
+	// Networks are the usable networks in the conf dir, in order. Problems are the
+	// files there and in the bin dirs that cannot be used as they are.
 	Networks []Network `json:"networks,omitempty"`
 	Problems []Problem `json:"problems,omitempty"`
 	// Reloads are the last changes of the configuration, the latest first.
 	Reloads []Reload `json:"reloads,omitempty"`
-	// Watch says how changes are found.
+	// Watch says how changes of the directories are found.
 	Watch *Watch `json:"watch,omitempty"`
 }
 
-// Reload is a change of what the conf dir and the bin dirs amount to.
+// Runtime is the container runtime as crinetd knows it from its last answer.
+type Runtime struct {
+	Name    string `json:"name,omitempty"`
+	Version string `json:"version,omitempty"`
+	// ConfDir and BinDirs are where it looks for CNI configurations and plugins.
+	// Loaded are the networks that it has loaded. All are empty if it does not
+	// tell.
+	ConfDir string   `json:"confDir,omitempty"`
+	BinDirs []string `json:"binDirs,omitempty"`
+	Loaded  []string `json:"loaded,omitempty"`
+	// Unserved are the runtime handlers that crinet leaves alone, each with its
+	// own conf dir.
+	Unserved map[string]string `json:"unserved,omitempty"`
+	// Problem says why the runtime does not answer or does not use crinet; empty
+	// if all is well.
+	Problem string `json:"problem,omitempty"`
+}
+
+// HostPorts is the state of the hostPorts that crinetd maps.
+type HostPorts struct {
+	Pods     int `json:"pods"`
+	Mappings int `json:"mappings"`
+	// Unavailable says why none can be mapped, Listeners of which protocols host
+	// processes on a port cannot be seen and why, Flows why older flows are not
+	// ended when a mapping changes; empty if all is well.
+	Unavailable string `json:"unavailable,omitempty"`
+	Listeners   string `json:"listeners,omitempty"`
+	Flows       string `json:"flows,omitempty"`
+}
+
+// Forget asks crinetd to forget the network of a sandbox whose DEL cannot work.
+type Forget struct {
+	// Sandbox is the sandbox's id, or a unique prefix of it.
+	Sandbox string `json:"sandbox"`
+	// Reason is kept in crinetd's log.
+	Reason string `json:"reason"`
+}
+
+// Reload is a change of the networks or plugins in the conf dir and the bin dirs.
 type Reload struct {
 	Generation uint64    `json:"generation"`
 	Time       time.Time `json:"time"`
@@ -66,7 +114,7 @@ type DHCPDaemon struct {
 	Socket string `json:"socket"`
 	// PID is 0 while it does not run.
 	PID int `json:"pid,omitempty"`
-	// Own: it was started by crinetd, by this one or an earlier one.
+	// Own says that crinetd, this one or an earlier one, has started it.
 	Own bool `json:"own"`
 	// Starts counts how often this crinetd has started it.
 	Starts uint64 `json:"starts"`
@@ -114,7 +162,7 @@ type Problem struct {
 	// Line and Col are the place in the file, from 1; 0 if none is meant.
 	Line int `json:"line,omitempty"`
 	Col  int `json:"col,omitempty"`
-	// Kind is what it means for the file's network: broken, stale, unusable,
+	// Kind is the consequence for the file's network: broken, stale, unusable,
 	// duplicate, own; empty for a plugin.
 	Kind   string `json:"kind,omitempty"`
 	Reason string `json:"reason"`
@@ -131,9 +179,14 @@ type Pod struct {
 	NetNS     string   `json:"netns"`
 	Addresses []string `json:"addresses"`
 	HostPorts []string `json:"hostPorts"`
-	Steps     []Step   `json:"steps"`
-	Tries     int      `json:"tries,omitempty"`
-	LastError string   `json:"lastError,omitempty"`
+	// HostPortsLimited says from where the hostPorts do not answer and why; empty
+	// if they do.
+	HostPortsLimited string `json:"hostPortsLimited,omitempty"`
+	Steps            []Step `json:"steps"`
+	// Adopted: the runtime networked the pod before crinetd came.
+	Adopted   bool   `json:"adopted,omitempty"`
+	Tries     int    `json:"tries,omitempty"`
+	LastError string `json:"lastError,omitempty"`
 }
 
 // Step is a step of a sandbox's lifecycle.

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,8 +53,22 @@ func (c *Client) Plugins(ctx context.Context) (p Plugins, err error) {
 	return p, err
 }
 
-func (c *Client) get(ctx context.Context, path string, into any) (err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crinetd"+path, nil)
+// Forget makes crinetd forget a sandbox's network. It returns what was forgotten.
+func (c *Client) Forget(ctx context.Context, what Forget) (pods []Pod, err error) {
+	body, err := json.Marshal(what)
+	if err != nil {
+		return nil, err
+	}
+	err = c.do(ctx, http.MethodPost, ForgetPath, bytes.NewReader(body), &pods)
+	return pods, err
+}
+
+func (c *Client) get(ctx context.Context, path string, into any) error {
+	return c.do(ctx, http.MethodGet, path, nil, into)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, what io.Reader, into any) (err error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://crinetd"+path, what)
 	if err != nil {
 		return err
 	}

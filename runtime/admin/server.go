@@ -10,14 +10,20 @@ import (
 	"time"
 )
 
-// Source is what there is to tell. All answer from memory or the journal.
+// maxRequest bounds a request's body in bytes.
+const maxRequest = 64 << 10
+
+// Source answers the requests. All methods but Forget answer from memory or the
+// journal.
 type Source interface {
 	Status() Status
 	Plugins() Plugins
 	Pods() ([]Pod, error)
+	// Forget gives up the removal of a sandbox's network and returns what it forgot.
+	Forget(context.Context, Forget) ([]Pod, error)
 }
 
-// Handler serves the source, and the metrics by a handler of their own.
+// Handler returns a handler that serves source, and metrics at MetricsPath.
 func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
@@ -34,6 +40,19 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 		}
 		reply(w, log, pods)
 	})
+	mux.HandleFunc("POST "+ForgetPath, func(w http.ResponseWriter, r *http.Request) {
+		var what Forget
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&what); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		pods, err := source.Forget(r.Context(), what)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		reply(w, log, pods)
+	})
 	mux.Handle("GET "+MetricsPath, metrics)
 	return mux
 }
@@ -41,7 +60,7 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 func reply(w http.ResponseWriter, log *slog.Logger, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(value); err != nil {
-		log.Debug("an answer on admin.sock was not taken", "err", err)
+		log.Debug("an answer on admin.sock could not be written", "err", err)
 	}
 }
 
@@ -49,7 +68,7 @@ func reply(w http.ResponseWriter, log *slog.Logger, value any) {
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	stop := context.AfterFunc(ctx, func() {
-		_ = server.Close() // answers are small and nobody depends on the last one
+		_ = server.Close() // a lost answer does no harm
 	})
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

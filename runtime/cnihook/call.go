@@ -8,6 +8,8 @@ import (
 	"unicode"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/runtime/engine"
+	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 const (
@@ -16,52 +18,36 @@ const (
 	maxPathBytes = 128 << 10 // of CNI_PATH: MAX_ARG_STRLEN of the kernel
 )
 
-// Call is one checked call of the runtime. ContainerID and IfName are safe as
-// file names. They and NetNS are empty for GC; NetNS may be empty for DEL.
-type Call struct {
-	ContainerID string
-	NetNS       string // absolute path
-	IfName      string
-	// Args are the pairs of CNI_ARGS in the order they came. containerd
-	// changes the order from call to call.
-	Args [][2]string
-	// Path is CNI_PATH.
-	Path string
-	// CNIVersion is what the runtime asks for, and what its result will have.
-	CNIVersion string
-	// Config is the network configuration, all bytes that came on standard
-	// input. For GC it holds cni.dev/valid-attachments, for a DEL the
-	// prevResult if the runtime knows it.
-	Config []byte
-	// RuntimeConfig is the configuration's runtimeConfig, nil when there is
-	// none.
-	RuntimeConfig json.RawMessage
-	// Pod is what the arguments say of the pod.
-	Pod Pod
+// call is one checked call of the runtime. ContainerID and IfName are empty for
+// GC and STATUS.
+type call struct {
+	engine.Call
+	// cniVersion is the version that the runtime asks for and gets.
+	cniVersion string
+	// config is the network configuration: all that came on standard input.
+	config []byte
 }
 
-// Pod is whose sandbox the call is for, as far as the runtime says (CNI_ARGS
-// K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID, K8S_POD_INFRA_CONTAINER_ID).
-type Pod struct {
-	Namespace, Name, UID, InfraContainerID string
-}
-
-// String is namespace/name, or empty when neither is known.
-func (p Pod) String() string {
-	if p.Namespace == "" && p.Name == "" {
+// subject names what a call is about in messages; empty if nothing is known.
+func (c *call) subject() string {
+	switch {
+	case c.Pod.Namespace != "" || c.Pod.Name != "":
+		return "pod " + c.Pod.String()
+	case c.ContainerID != "":
+		return "sandbox " + c.ContainerID
+	default:
 		return ""
 	}
-	return p.Namespace + "/" + p.Name
 }
 
-// newCall checks a request. The Call is as complete as it could be read when
-// there is an error, which is a *wire.Error.
-func newCall(request *wire.Request) (*Call, error) {
-	call := &Call{Path: request.Path, Config: request.Stdin}
+// newCall checks a request. Its error is a *wire.Error; the call then holds what
+// could be read.
+func newCall(request *wire.Request) (*call, error) {
+	call := &call{config: request.Stdin}
 	args, pod, argsErr := parseArgs(request.Args)
 	call.Args, call.Pod = args, pod // first, so that errors can name the pod
 	conf, confErr := wire.DecodeConf(request.Command, request.Stdin)
-	call.CNIVersion = conf.CNIVersion
+	call.cniVersion = conf.CNIVersion
 	if err := request.CheckEnvironment(); err != nil {
 		return call, err
 	}
@@ -88,8 +74,8 @@ func newCall(request *wire.Request) (*Call, error) {
 }
 
 // parseArgs reads CNI_ARGS: pairs KEY=VALUE separated by semicolons.
-func parseArgs(text string) ([][2]string, Pod, error) {
-	var pod Pod
+func parseArgs(text string) ([][2]string, journal.Pod, error) {
+	var pod journal.Pod
 	if text == "" {
 		return nil, pod, nil
 	}
@@ -101,10 +87,9 @@ func parseArgs(text string) ([][2]string, Pod, error) {
 		return nil, pod, wire.Errorf(wire.CodeInvalidEnvironment, "CNI_ARGS has %d pairs, %d is the limit", len(pairs), maxArgs)
 	}
 	known := map[string]*string{
-		"K8S_POD_NAMESPACE":          &pod.Namespace,
-		"K8S_POD_NAME":               &pod.Name,
-		"K8S_POD_UID":                &pod.UID,
-		"K8S_POD_INFRA_CONTAINER_ID": &pod.InfraContainerID,
+		"K8S_POD_NAMESPACE": &pod.Namespace,
+		"K8S_POD_NAME":      &pod.Name,
+		"K8S_POD_UID":       &pod.UID,
 	}
 	args := make([][2]string, 0, len(pairs))
 	var faults []error
@@ -116,8 +101,9 @@ func parseArgs(text string) ([][2]string, Pod, error) {
 		}
 		args = append(args, [2]string{key, value})
 		if field := known[key]; field != nil {
-			if *field != "" {
-				faults = append(faults, fmt.Errorf("%s is there twice", key))
+			// Multus gives its delegates every K8S_* argument twice.
+			if *field != "" && *field != value {
+				faults = append(faults, fmt.Errorf("%s is there twice, as %.200q and as %.200q", key, *field, value))
 			}
 			*field = value
 		}

@@ -12,29 +12,32 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 func TestParseArgs(t *testing.T) {
 	t.Parallel()
-	pod := Pod{Namespace: "ns", Name: "web-0", UID: "uid-1", InfraContainerID: "abc123"}
+	pod := journal.Pod{Namespace: "ns", Name: "web-0", UID: "uid-1"}
 	tests := []struct {
 		name, text string
 		args       [][2]string
-		pod        Pod
+		pod        journal.Pod
 		want       string // in the error
 	}{
-		{"none", "", nil, Pod{}, ""},
-		{"unknown keys in their order", "B=2;A=1;FOO=a=b;E=", [][2]string{{"B", "2"}, {"A", "1"}, {"FOO", "a=b"}, {"E", ""}}, Pod{}, ""},
+		{"none", "", nil, journal.Pod{}, ""},
+		{"unknown keys in their order", "B=2;A=1;FOO=a=b;E=", [][2]string{{"B", "2"}, {"A", "1"}, {"FOO", "a=b"}, {"E", ""}}, journal.Pod{}, ""},
 		{"containerd's", podArgs, [][2]string{
 			{"K8S_POD_UID", "uid-1"}, {"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "ns"}, {"K8S_POD_NAME", "web-0"}, {"K8S_POD_INFRA_CONTAINER_ID", "abc123"},
 		}, pod, ""},
-		{"no value", "A=1;B", [][2]string{{"A", "1"}}, Pod{}, `"B" is not KEY=VALUE`},
-		{"no key", "=1", [][2]string{}, Pod{}, `"=1"`},
-		{"empty pair", "A=1;", [][2]string{{"A", "1"}}, Pod{}, `"" is not KEY=VALUE`},
-		{"control character", "A=1\n2", [][2]string{}, Pod{}, "KEY=VALUE"},
-		{"pod twice", "K8S_POD_NAME=a;K8S_POD_NAME=b", [][2]string{{"K8S_POD_NAME", "a"}, {"K8S_POD_NAME", "b"}}, Pod{Name: "b"}, "K8S_POD_NAME is there twice"},
-		{"too many", strings.Repeat("A=1;", maxArgs) + "A=1", nil, Pod{}, "65 pairs"},
-		{"too long", "A=" + strings.Repeat("x", maxArgsBytes), nil, Pod{}, "is the limit"},
+		{"no value", "A=1;B", [][2]string{{"A", "1"}}, journal.Pod{}, `"B" is not KEY=VALUE`},
+		{"no key", "=1", [][2]string{}, journal.Pod{}, `"=1"`},
+		{"empty pair", "A=1;", [][2]string{{"A", "1"}}, journal.Pod{}, `"" is not KEY=VALUE`},
+		{"control character", "A=1\n2", [][2]string{}, journal.Pod{}, "KEY=VALUE"},
+		{"pod twice", "K8S_POD_NAME=a;K8S_POD_NAME=b", [][2]string{{"K8S_POD_NAME", "a"}, {"K8S_POD_NAME", "b"}}, journal.Pod{Name: "b"}, `K8S_POD_NAME is there twice, as "a" and as "b"`},
+		{"pod twice with one value", "K8S_POD_NAME=a;K8S_POD_UID=u;K8S_POD_NAME=a;K8S_POD_UID=u",
+			[][2]string{{"K8S_POD_NAME", "a"}, {"K8S_POD_UID", "u"}, {"K8S_POD_NAME", "a"}, {"K8S_POD_UID", "u"}}, journal.Pod{Name: "a", UID: "u"}, ""},
+		{"too many", strings.Repeat("A=1;", maxArgs) + "A=1", nil, journal.Pod{}, "65 pairs"},
+		{"too long", "A=" + strings.Repeat("x", maxArgsBytes), nil, journal.Pod{}, "is the limit"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -69,6 +72,8 @@ func TestWireError(t *testing.T) {
 		{fmt.Errorf("a: %w (b)", cni), wire.Error{Code: 11, Msg: "pod ns/p: a: no address left; range 192.0.2.0/24 (b)"}},
 		{types.NewError(0, "no code", ""), wire.Error{Code: 999, Msg: "pod ns/p: no code"}},
 		{fmt.Errorf("step: %w", context.DeadlineExceeded), wire.Error{Code: 999, Msg: "pod ns/p: step: context deadline exceeded"}},
+		{fmt.Errorf("network n: plugin bridge: %w", &wire.Error{CNIVersion: "0.4.0", Code: 11, Msg: "no address left", Details: "range"}),
+			wire.Error{Code: 11, Msg: "pod ns/p: network n: plugin bridge: no address left", Details: "range"}},
 		{wire.Errorf(4, "bad"), wire.Error{Code: 4, Msg: "pod ns/p: bad"}},
 	}
 	for _, tt := range tests {

@@ -15,7 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/runtime/engine"
+	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 // patience bounds every wait for something that must happen.
@@ -49,39 +53,51 @@ func TestMain(m *testing.M) {
 // double is a Handler of functions; a nil one fails the test.
 type double struct {
 	t      testing.TB
-	add    func(ctx context.Context, call *Call) ([]byte, error)
-	del    func(ctx context.Context, call *Call) error
-	check  func(ctx context.Context, call *Call) error
-	status func(ctx context.Context) error
-	gc     func(ctx context.Context, call *Call) error
+	add    func(ctx context.Context, call *engine.Call) ([]byte, error)
+	del    func(ctx context.Context, call *engine.Call) error
+	check  func(ctx context.Context, key journal.Key) error
+	status func() error
+	gc     func(ctx context.Context, valid []types.GCAttachment) error
 }
 
-func (d *double) Add(ctx context.Context, call *Call) ([]byte, error) {
+func (d *double) Attach(ctx context.Context, call *engine.Call) (json.RawMessage, error) {
 	if d.add == nil {
-		d.t.Errorf("unexpected ADD %+v", call)
-		return nil, errors.New("unexpected")
+		return nil, d.unexpected("ADD", call)
 	}
 	return d.add(ctx, call)
 }
 
-func (d *double) Del(ctx context.Context, call *Call) error { return d.do(ctx, "DEL", d.del, call) }
-
-func (d *double) Check(ctx context.Context, call *Call) error {
-	return d.do(ctx, "CHECK", d.check, call)
-}
-
-func (d *double) GC(ctx context.Context, call *Call) error { return d.do(ctx, "GC", d.gc, call) }
-
-func (d *double) Status(ctx context.Context) error {
-	return d.do(ctx, "STATUS", func(ctx context.Context, _ *Call) error { return d.status(ctx) }, nil)
-}
-
-func (d *double) do(ctx context.Context, command string, f func(context.Context, *Call) error, call *Call) error {
-	if f == nil {
-		d.t.Errorf("unexpected %s %+v", command, call)
-		return errors.New("unexpected")
+func (d *double) Detach(ctx context.Context, call *engine.Call) error {
+	if d.del == nil {
+		return d.unexpected("DEL", call)
 	}
-	return f(ctx, call)
+	return d.del(ctx, call)
+}
+
+func (d *double) Check(ctx context.Context, key journal.Key) error {
+	if d.check == nil {
+		return d.unexpected("CHECK", key)
+	}
+	return d.check(ctx, key)
+}
+
+func (d *double) Collect(ctx context.Context, valid []types.GCAttachment) error {
+	if d.gc == nil {
+		return d.unexpected("GC", valid)
+	}
+	return d.gc(ctx, valid)
+}
+
+func (d *double) Status() error {
+	if d.status == nil {
+		return d.unexpected("STATUS", nil)
+	}
+	return d.status()
+}
+
+func (d *double) unexpected(command string, about any) error {
+	d.t.Errorf("unexpected %s %+v", command, about)
+	return errors.New("unexpected")
 }
 
 // serving is a server on a socket.
@@ -157,7 +173,7 @@ func shim(t testing.TB, env []string, stdin string) (*exec.Cmd, *bytes.Buffer) {
 // cniError is what the plugin prints when it fails.
 type cniError struct {
 	CNIVersion, Msg, Details string
-	Code                     int
+	Code                     uint
 }
 
 // failing runs the plugin, which must fail, and returns its error.

@@ -12,8 +12,8 @@ import (
 	"github.com/crinet-project/crinet/cni/wire"
 )
 
-// convertResult gives a CNI result the version that the runtime asked for. A
-// result that has it already keeps its bytes, unknown fields included.
+// convertResult converts a CNI result to the version that the runtime asked for.
+// A result of that version keeps its bytes, unknown fields included.
 func convertResult(result []byte, version string) ([]byte, error) {
 	if len(result) == 0 {
 		return nil, errors.New("the network gave no result")
@@ -40,26 +40,35 @@ func convertResult(result []byte, version string) ([]byte, error) {
 	return out, nil
 }
 
-// wireError makes a CNI error of err that says which pod it is about. A CNI
-// error keeps its code and details; what it was wrapped in goes before its
-// message.
+// wireError makes a CNI error of err, which begins with subject. A CNI error in
+// err keeps its code and details; the text around it goes before its message.
 func wireError(subject string, err error) *wire.Error {
 	if subject != "" {
 		subject += ": "
 	}
-	var ours *wire.Error
-	if errors.As(err, &ours) {
-		return &wire.Error{Code: ours.Code, Msg: subject + ours.Msg, Details: ours.Details}
-	}
 	out := &wire.Error{Code: wire.CodeInternal, Msg: subject + err.Error()}
-	var theirs *types.Error
-	if errors.As(err, &theirs) {
-		if theirs.Code != 0 {
-			out.Code = theirs.Code
-		}
-		if around, ok := strings.CutSuffix(err.Error(), theirs.Error()); ok {
-			out.Msg, out.Details = subject+around+theirs.Msg, theirs.Details
-		}
+	said := asCNIError(err)
+	if said == nil {
+		return out
+	}
+	if said.Code != 0 {
+		out.Code = said.Code
+	}
+	if around, ok := strings.CutSuffix(err.Error(), said.Error()); ok {
+		out.Msg, out.Details = subject+around+said.Msg, said.Details
 	}
 	return out
+}
+
+// asCNIError returns the CNI error in err, crinet's or libcni's, or nil.
+func asCNIError(err error) *wire.Error {
+	var ours *wire.Error
+	if errors.As(err, &ours) {
+		return ours
+	}
+	var theirs *types.Error
+	if errors.As(err, &theirs) {
+		return &wire.Error{Code: theirs.Code, Msg: theirs.Msg, Details: theirs.Details}
+	}
+	return nil
 }

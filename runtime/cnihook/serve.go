@@ -2,6 +2,7 @@ package cnihook
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,12 +11,14 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/crinet-project/crinet/cni/wire"
-	"github.com/crinet-project/crinet/runtime/failpoint"
 )
 
-// serve is one connection: a request, its call, a reply. New calls stop with
-// ctx; the call itself has the context calls.
+// serve serves one connection: it reads a request, runs the call and writes a
+// reply. No call begins after the end of ctx; a call that has begun runs with the
+// context calls.
 func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 	defer func() { <-s.slots }()
 	start := time.Now()
@@ -35,17 +38,15 @@ func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 	cancel(nil)
 	writeErr := conn.SetWriteDeadline(time.Now().Add(replyTimeout))
 	if writeErr == nil && !gone {
-		failpoint.Hit("answer", request.Command, failpoint.Before)
-		writeErr = wire.WriteReply(conn, reply)
-		failpoint.Hit("answer", request.Command, failpoint.After)
+		writeErr = s.send(request.Command, func() error { return wire.WriteReply(conn, reply) })
 	}
 	closeErr := conn.Close() // ends watch
 	<-watched
 	s.report(ctx, request.Command, call, reply, outcome{gone: gone, replyErr: errors.Join(writeErr, closeErr), took: time.Since(start)})
 }
 
-// read receives the request. It is cut off by the request timeout, and by the
-// end of ctx.
+// read receives the request. It gives up after the request timeout and when ctx
+// ends.
 func (s *Server) read(ctx context.Context, conn net.Conn) (*wire.Request, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(s.requestTimeout)); err != nil {
 		return nil, err
@@ -61,13 +62,13 @@ func (s *Server) read(ctx context.Context, conn net.Conn) (*wire.Request, error)
 	return request, conn.SetReadDeadline(time.Time{})
 }
 
-// refuse answers what never became a call.
+// refuse answers a connection on which no valid request came.
 func (s *Server) refuse(ctx context.Context, conn net.Conn, err error) {
-	code := uint(wire.CodeDecode)
+	code := wire.CodeDecode
 	if errors.Is(err, ErrStopping) {
 		code = wire.CodeTryAgainLater
 	}
-	// Who connects and leaves only looks whether somebody serves here.
+	// A client that connects and leaves only looks whether somebody listens.
 	if !errors.Is(err, io.EOF) {
 		s.log.WarnContext(ctx, "CNI hook: refused a connection", "error", err)
 	}
@@ -81,7 +82,7 @@ func (s *Server) refuse(ctx context.Context, conn net.Conn, err error) {
 }
 
 // watch cancels the call when the plugin's process is gone. The plugin sends
-// nothing after its request, so whatever a read gives is the end.
+// nothing after its request, so a read returns only at the end.
 func watch(conn net.Conn, cancel context.CancelCauseFunc) {
 	_, err := conn.Read(make([]byte, 1))
 	if err == nil {
@@ -92,19 +93,15 @@ func watch(conn net.Conn, cancel context.CancelCauseFunc) {
 }
 
 // answer checks the request and runs the call.
-func (s *Server) answer(ctx, callCtx context.Context, request *wire.Request) (*Call, *wire.Reply) {
+func (s *Server) answer(ctx, callCtx context.Context, request *wire.Request) (*call, *wire.Reply) {
 	call, err := newCall(request)
-	subject := call.Pod.String()
-	if subject != "" {
-		subject = "pod " + subject
-	} else if call.ContainerID != "" {
-		subject = "sandbox " + call.ContainerID
-	}
 	var result []byte
 	switch {
 	case err != nil:
 	case ctx.Err() != nil:
 		err = stopping(request.Command)
+	case s.mark != "" && request.Inside == s.mark:
+		err = nested(request.Command)
 	default:
 		result, err = s.dispatch(callCtx, request.Command, call)
 	}
@@ -112,21 +109,36 @@ func (s *Server) answer(ctx, callCtx context.Context, request *wire.Request) (*C
 		err = fmt.Errorf("the result has %d bytes, %d is the limit", len(result), wire.MaxResult)
 	}
 	if err != nil {
-		return call, &wire.Reply{Error: wireError(subject, err)}
+		return call, &wire.Reply{Error: wireError(call.subject(), err)}
 	}
 	return call, &wire.Reply{Result: result}
 }
 
+// nested answers a call of a plugin that crinetd runs itself: the selected network
+// delegates to crinet. ADD and CHECK fail. DEL succeeds, because the operation around
+// it removes the attachment. STATUS succeeds, because crinet answers for itself alone;
+// otherwise it would repeat its own last failure for ever.
+func nested(command string) error {
+	switch command {
+	case wire.CommandAdd, wire.CommandCheck:
+		return wire.Errorf(wire.CodeTryAgainLater, "%s came from a plugin that crinetd runs for this sandbox: the selected network "+
+			"delegates to crinet, which would wait for itself. Have --network-plugin name a network that does not, "+
+			"and keep 00-crinet.conflist out of the directory in which that plugin looks for networks", command)
+	default:
+		return nil
+	}
+}
+
 func stopping(command string) error {
-	code := uint(wire.CodeTryAgainLater)
+	code := wire.CodeTryAgainLater
 	if command == wire.CommandStatus {
 		code = wire.CodeNotAvailable
 	}
 	return &wire.Error{Code: code, Msg: ErrStopping.Error()}
 }
 
-// dispatch runs the handler. A panic is an error of this call.
-func (s *Server) dispatch(ctx context.Context, command string, call *Call) (result []byte, err error) {
+// dispatch runs the handler. It turns a panic into an error of the call.
+func (s *Server) dispatch(ctx context.Context, command string, call *call) (result []byte, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			s.log.ErrorContext(ctx, "a CNI call panicked; this is a bug in crinetd, please report it",
@@ -136,22 +148,47 @@ func (s *Server) dispatch(ctx context.Context, command string, call *Call) (resu
 	}()
 	switch command {
 	case wire.CommandAdd:
-		result, err = s.handler.Add(ctx, call)
+		result, err = s.handler.Attach(ctx, &call.Call)
 		if err != nil {
 			return nil, err
 		}
-		return convertResult(result, call.CNIVersion)
+		return convertResult(result, call.cniVersion)
 	case wire.CommandDel:
-		return nil, s.handler.Del(ctx, call)
+		return nil, s.handler.Detach(ctx, &call.Call)
 	case wire.CommandCheck:
-		return nil, s.handler.Check(ctx, call)
+		return nil, s.handler.Check(ctx, call.Key())
 	case wire.CommandStatus:
-		return nil, s.handler.Status(ctx)
+		return nil, notAvailable(s.handler.Status())
 	case wire.CommandGC:
-		return nil, s.handler.GC(ctx, call)
+		valid, err := validAttachments(call.config)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.handler.Collect(ctx, valid)
 	default: // checked before
 		return nil, wire.Errorf(wire.CodeInvalidEnvironment, "CNI_COMMAND %q is unknown", command)
 	}
+}
+
+// notAvailable makes the answer to STATUS of the reason why the network cannot
+// serve ADD, nil if it can (CNI spec, section STATUS, codes 50 and 51).
+func notAvailable(err error) error {
+	said := asCNIError(err)
+	if err == nil || said != nil && (said.Code == wire.CodeNotAvailable || said.Code == wire.CodeLimited) {
+		return err
+	}
+	return wire.Errorf(wire.CodeNotAvailable, "%v", err)
+}
+
+// validAttachments returns the attachments that GC must leave (CNI spec, section GC).
+func validAttachments(config []byte) ([]types.GCAttachment, error) {
+	var conf struct {
+		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
+	}
+	if err := json.Unmarshal(config, &conf); err != nil {
+		return nil, wire.Errorf(wire.CodeDecode, "cni.dev/valid-attachments: %v", err)
+	}
+	return conf.Valid, nil
 }
 
 // outcome is how a call ended on the connection.
@@ -161,16 +198,19 @@ type outcome struct {
 	took     time.Duration
 }
 
-// report is the one place where the outcomes of calls are logged.
-func (s *Server) report(ctx context.Context, command string, call *Call, reply *wire.Reply, o outcome) {
+// report logs the outcome of every call. No other place does.
+func (s *Server) report(ctx context.Context, command string, call *call, reply *wire.Reply, o outcome) {
 	level := slog.LevelDebug
 	attrs := []slog.Attr{
 		slog.String("command", command), slog.String("pod", call.Pod.String()),
 		slog.String("sandbox", call.ContainerID), slog.Duration("duration", o.took),
 	}
+	if call.NetNS != "" {
+		attrs = append(attrs, slog.String("netns", call.NetNS))
+	}
 	if reply.Error != nil {
-		// The runtime asks for STATUS all the time; who decides that the
-		// network is not ready logs the change.
+		// The runtime asks for STATUS all the time. Package cni logs the change
+		// when a network stops being ready.
 		if command != wire.CommandStatus {
 			level = slog.LevelWarn
 		}

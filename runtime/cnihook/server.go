@@ -2,12 +2,21 @@ package cnihook
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/drain"
+	"github.com/crinet-project/crinet/runtime/engine"
+	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 // Defaults of Config.
@@ -20,34 +29,37 @@ const (
 	abortWait = 5 * time.Second
 	// replyTimeout bounds the time a plugin may take to read its answer.
 	replyTimeout = 10 * time.Second
-	// acceptPause follows a failed accept, such as for want of descriptors.
+	// acceptPause is the wait after a failed accept, such as without descriptors.
 	acceptPause = 100 * time.Millisecond
 )
 
 // Why the context of a call ended (context.Cause).
 var (
-	// ErrCallerGone means that the plugin's process ended: the runtime did
-	// not wait any longer.
+	// ErrCallerGone means that the plugin's process has ended: the runtime has
+	// given up waiting.
 	ErrCallerGone = errors.New("the runtime gave up waiting and ended its call")
 	// ErrStopping means that crinetd stops and the grace is over.
 	ErrStopping = errors.New("crinetd is stopping")
 )
 
-// Attacher does what the CNI spec says of one attachment. A *types.Error keeps
-// its code on the way to the runtime, any other error gets 999.
+// Attacher has the CNI operations on one attachment. The runtime gets a
+// *wire.Error with its code, any other error with code 999.
 type Attacher interface {
-	// Add returns the CNI result, in any version.
-	Add(ctx context.Context, call *Call) (result []byte, err error)
-	Del(ctx context.Context, call *Call) error
-	Check(ctx context.Context, call *Call) error
+	// Attach is ADD and returns the CNI result, in any version.
+	Attach(ctx context.Context, call *engine.Call) (result json.RawMessage, err error)
+	// Detach is DEL.
+	Detach(ctx context.Context, call *engine.Call) error
+	// Check is CHECK.
+	Check(ctx context.Context, key journal.Key) error
 }
 
-// Network does what the CNI spec says of a whole network.
+// Network has the CNI operations on a whole network.
 type Network interface {
-	// Status is nil when the network can take ADD. It must not block.
-	Status(ctx context.Context) error
-	// GC removes all but the attachments that call.Config lists.
-	GC(ctx context.Context, call *Call) error
+	// Status returns why the network cannot take ADD, nil if it can. It answers
+	// from memory.
+	Status() error
+	// Collect is GC: it removes all but the valid attachments.
+	Collect(ctx context.Context, valid []types.GCAttachment) error
 }
 
 // Handler answers the calls, from many goroutines at once.
@@ -59,17 +71,23 @@ type Handler interface {
 // Config of a Server. Handler is required; zero values have a default.
 type Config struct {
 	Handler Handler
-	// Log receives the outcome of every call: at debug level when it went
-	// well, else at warn. Nil discards.
+	// Log gets the outcome of every call: at debug level if it succeeded, else
+	// at warn level. A nil Log discards.
 	Log *slog.Logger
-	// Connections is how many are served at once, 1024 by default.
+	// Connections is how many connections are served at once, 1024 by default.
 	Connections int
-	// RequestTimeout is the time that a client has to send its request, 5 s
-	// by default.
+	// RequestTimeout is how long a client may take to send its request, 5 s by
+	// default.
 	RequestTimeout time.Duration
-	// Grace is the time that calls under way have to finish when Serve ends,
-	// 5 s by default.
+	// Grace is how long calls under way may take to finish when Serve ends, 5 s
+	// by default.
 	Grace time.Duration
+	// Mark is the environment variable, NAME=value, that crinetd gives to the
+	// plugins that it runs. A call with that value comes from inside one of them.
+	// If Mark is empty, no call does.
+	Mark string
+	// Send, if set, writes each answer by calling write.
+	Send func(command string, write func() error) error
 }
 
 // Server takes the runtime's calls to the CNI plugin.
@@ -79,6 +97,8 @@ type Server struct {
 	slots          chan struct{} // one element a connection
 	requestTimeout time.Duration
 	grace          time.Duration
+	mark           string // the value of Config.Mark
+	send           func(command string, write func() error) error
 }
 
 // New makes a Server.
@@ -98,6 +118,9 @@ func New(c Config) (*Server, error) {
 	if c.Grace == 0 {
 		c.Grace = defaultGrace
 	}
+	if c.Send == nil {
+		c.Send = func(_ string, write func() error) error { return write() }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -107,13 +130,15 @@ func New(c Config) (*Server, error) {
 		slots:          make(chan struct{}, c.Connections),
 		requestTimeout: c.RequestTimeout,
 		grace:          c.Grace,
+		mark:           strings.TrimPrefix(c.Mark, wire.InsideVariable+"="),
+		send:           c.Send,
 	}, nil
 }
 
-// Serve answers calls on listener until ctx ends. New calls are then refused
-// as for later, those under way get the grace, and the rest are cancelled with
-// ErrStopping. It returns nil when ctx ended and all calls did, and always
-// closes the listener.
+// Serve answers calls on listener until ctx ends. Then it refuses new calls with
+// 'try again later', lets calls under way finish within the grace, and cancels the
+// rest with ErrStopping. It returns nil if ctx has ended and all calls have, and
+// always closes the listener.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	// Calls outlive ctx by the grace.
 	calls, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -127,7 +152,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	if err := closeListener(); err != nil && !errors.Is(err, net.ErrClosed) {
 		acceptErr = errors.Join(acceptErr, err)
 	}
-	if !s.drain(&running, cancel) {
+	if !drain.Wait(running.Wait, s.grace, func() { cancel(ErrStopping) }, abortWait) {
 		acceptErr = errors.Join(acceptErr, fmt.Errorf("calls did not end within %v of being cancelled", abortWait))
 	}
 	if acceptErr != nil {
@@ -157,32 +182,11 @@ func (s *Server) accept(ctx context.Context, listener net.Listener, start func(n
 		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
-		// Descriptors may run out and come back; pods must not suffer longer.
+		// Descriptors may run out and come back: try again soon.
 		s.log.WarnContext(ctx, "CNI hook: accepting a connection failed, trying again", "error", err)
 		select {
 		case <-time.After(acceptPause):
 		case <-ctx.Done():
 		}
-	}
-}
-
-// drain waits for the calls under way: for the grace, then cancelled.
-func (s *Server) drain(running *sync.WaitGroup, cancel context.CancelCauseFunc) bool {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		running.Wait()
-	}()
-	select {
-	case <-done:
-		return true
-	case <-time.After(s.grace):
-	}
-	cancel(ErrStopping)
-	select {
-	case <-done:
-		return true
-	case <-time.After(abortWait):
-		return false
 	}
 }

@@ -16,45 +16,41 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/runtime/engine"
+	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 // TestCalls runs the real plugin against the server, each command once.
 func TestCalls(t *testing.T) {
 	t.Parallel()
-	calls := make(chan *Call, 1)
-	take := func(_ context.Context, call *Call) error { calls <- call; return nil }
+	calls := make(chan any, 1)
 	s := start(t, Config{Handler: &double{
 		t:     t,
-		del:   take,
-		check: take,
-		gc:    take,
-		add: func(_ context.Context, call *Call) ([]byte, error) {
+		del:   func(_ context.Context, call *engine.Call) error { calls <- call; return nil },
+		check: func(_ context.Context, key journal.Key) error { calls <- key; return nil },
+		gc:    func(_ context.Context, valid []types.GCAttachment) error { calls <- valid; return nil },
+		add: func(_ context.Context, call *engine.Call) ([]byte, error) {
 			calls <- call
 			return []byte(`{"cniVersion":"1.1.0","ips":[{"address":"192.0.2.2/24"}]}`), nil
 		},
-		status: func(context.Context) error { calls <- nil; return nil },
+		status: func() error { calls <- nil; return nil },
 	}})
 	more := `,"runtimeConfig":{"portMappings":[{"HostPort":1}]},"cni.dev/valid-attachments":[{"containerID":"abc123","ifname":"eth0"}]`
-	full := func(version string) *Call {
-		return &Call{
-			ContainerID: "abc123", NetNS: "/run/netns/x", IfName: "eth0",
-			Args: [][2]string{{"K8S_POD_UID", "uid-1"}, {"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "ns"}, {"K8S_POD_NAME", "web-0"}, {"K8S_POD_INFRA_CONTAINER_ID", "abc123"}},
-			Path: "/opt/cni/bin", CNIVersion: version, Config: []byte(s.config(version, more)),
-			RuntimeConfig: json.RawMessage(`{"portMappings":[{"HostPort":1}]}`),
-			Pod:           Pod{Namespace: "ns", Name: "web-0", UID: "uid-1", InfraContainerID: "abc123"},
-		}
+	full := &engine.Call{
+		ContainerID: "abc123", NetNS: "/run/netns/x", IfName: "eth0",
+		Args:          [][2]string{{"K8S_POD_UID", "uid-1"}, {"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "ns"}, {"K8S_POD_NAME", "web-0"}, {"K8S_POD_INFRA_CONTAINER_ID", "abc123"}},
+		RuntimeConfig: json.RawMessage(`{"portMappings":[{"HostPort":1}]}`),
+		Pod:           journal.Pod{Namespace: "ns", Name: "web-0", UID: "uid-1"},
 	}
-	network := full("1.1.0") // GC is for no attachment
-	network.ContainerID, network.NetNS, network.IfName = "", "", ""
 	tests := []struct {
 		command, version, stdout string
-		want                     *Call
+		want                     any
 	}{
-		{wire.CommandAdd, "1.1.0", `{"cniVersion":"1.1.0","ips":[{"address":"192.0.2.2/24"}]}`, full("1.1.0")},
-		{wire.CommandAdd, "0.3.1", `{"cniVersion":"0.3.1","ips":[{"version":"4","address":"192.0.2.2/24"}],"dns":{}}`, full("0.3.1")},
-		{wire.CommandDel, "1.0.0", "", full("1.0.0")},
-		{wire.CommandCheck, "0.4.0", "", full("0.4.0")},
-		{wire.CommandGC, "1.1.0", "", network},
+		{wire.CommandAdd, "1.1.0", `{"cniVersion":"1.1.0","ips":[{"address":"192.0.2.2/24"}]}`, full},
+		{wire.CommandAdd, "0.3.1", `{"cniVersion":"0.3.1","ips":[{"version":"4","address":"192.0.2.2/24"}],"dns":{}}`, full},
+		{wire.CommandDel, "1.0.0", "", full},
+		{wire.CommandCheck, "0.4.0", "", journal.Key{ContainerID: "abc123", IfName: "eth0"}},
+		{wire.CommandGC, "1.1.0", "", []types.GCAttachment{{ContainerID: "abc123", IfName: "eth0"}}},
 		{wire.CommandStatus, "1.1.0", "", nil},
 	}
 	for _, tt := range tests {
@@ -85,8 +81,8 @@ func TestHandlerErrors(t *testing.T) {
 	}
 	s := start(t, Config{Handler: &double{
 		t:      t,
-		add:    func(_ context.Context, call *Call) ([]byte, error) { return results[call.ContainerID]() },
-		status: func(context.Context) error { return types.NewError(51, "no addresses", "") },
+		add:    func(_ context.Context, call *engine.Call) ([]byte, error) { return results[call.ContainerID]() },
+		status: func() error { return types.NewError(51, "no addresses", "") },
 	}})
 	for id, want := range map[string]cniError{
 		"plain":   {Code: 999, Msg: "pod ns/web-0: plain"},
@@ -145,7 +141,7 @@ func TestRequestsRefused(t *testing.T) {
 // clients at all; meanwhile others are served.
 func TestBadClients(t *testing.T) {
 	t.Parallel()
-	s := start(t, Config{RequestTimeout: 100 * time.Millisecond, Handler: &double{t: t, del: func(context.Context, *Call) error { return nil }}})
+	s := start(t, Config{RequestTimeout: 100 * time.Millisecond, Handler: &double{t: t, del: func(context.Context, *engine.Call) error { return nil }}})
 	for name, send := range map[string]string{
 		"mute":          "",
 		"slow":          "\x00\x00\x00\x10{",
@@ -175,7 +171,7 @@ func TestBadClients(t *testing.T) {
 func TestKilledPlugin(t *testing.T) {
 	t.Parallel()
 	begun, ended := make(chan struct{}), make(chan error, 1)
-	s := start(t, Config{Handler: &double{t: t, del: func(ctx context.Context, _ *Call) error {
+	s := start(t, Config{Handler: &double{t: t, del: func(ctx context.Context, _ *engine.Call) error {
 		close(begun)
 		<-ctx.Done()
 		ended <- context.Cause(ctx)
@@ -211,7 +207,7 @@ func TestConcurrency(t *testing.T) {
 	var mu sync.Mutex
 	var now, most int
 	full := make(chan struct{})
-	s := start(t, Config{Connections: limit, Handler: &double{t: t, del: func(context.Context, *Call) error {
+	s := start(t, Config{Connections: limit, Handler: &double{t: t, del: func(context.Context, *engine.Call) error {
 		mu.Lock()
 		now++
 		if most = max(most, now); now == limit {
@@ -258,7 +254,7 @@ func TestConcurrency(t *testing.T) {
 func TestStop(t *testing.T) {
 	t.Parallel()
 	begun, release := make(chan struct{}), make(chan struct{})
-	s := start(t, Config{Grace: time.Hour, RequestTimeout: time.Hour, Handler: &double{t: t, del: func(context.Context, *Call) error {
+	s := start(t, Config{Grace: time.Hour, RequestTimeout: time.Hour, Handler: &double{t: t, del: func(context.Context, *engine.Call) error {
 		close(begun)
 		<-release
 		return nil
@@ -286,7 +282,7 @@ func TestStop(t *testing.T) {
 	}
 
 	begun = make(chan struct{})
-	s = start(t, Config{Grace: 20 * time.Millisecond, Handler: &double{t: t, del: func(ctx context.Context, _ *Call) error {
+	s = start(t, Config{Grace: 20 * time.Millisecond, Handler: &double{t: t, del: func(ctx context.Context, _ *engine.Call) error {
 		close(begun)
 		<-ctx.Done()
 		return context.Cause(ctx)
@@ -329,8 +325,8 @@ func (f *flaky) Accept() (conn net.Conn, err error) {
 
 func TestAcceptFails(t *testing.T) {
 	t.Parallel()
-	s := start(t, Config{Handler: &double{t: t, del: func(context.Context, *Call) error { return nil }}})
-	server, err := New(Config{Handler: &double{t: t, del: func(context.Context, *Call) error { return nil }}})
+	s := start(t, Config{Handler: &double{t: t, del: func(context.Context, *engine.Call) error { return nil }}})
+	server, err := New(Config{Handler: &double{t: t, del: func(context.Context, *engine.Call) error { return nil }}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,5 +345,35 @@ func TestAcceptFails(t *testing.T) {
 	}
 	if err := server.Serve(t.Context(), lis); err == nil || !strings.Contains(err.Error(), lis.Addr().String()) {
 		t.Errorf("Serve on a closed listener: %v", err)
+	}
+}
+
+// A plugin of the selected network that calls crinet again gets an answer at
+// once (review rows A3 and A3c): the handler is not asked.
+func TestNestedCalls(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Handler: &double{t: t}, Mark: wire.InsideVariable + "=1:2"})
+	inside := wire.InsideVariable + "=1:2"
+	for _, command := range []string{"ADD", "CHECK"} {
+		got := failing(t, environment(command, inside), s.config("1.0.0", ""))
+		if got.Code != wire.CodeTryAgainLater || !strings.Contains(got.Msg, "pod ns/web-0: "+command) || !strings.Contains(got.Msg, "delegates to crinet") {
+			t.Errorf("nested %s: %+v", command, got)
+		}
+	}
+	for _, command := range []string{"DEL", "STATUS"} {
+		if out := succeeding(t, environment(command, inside), s.config("1.1.0", "")); out != "" {
+			t.Errorf("nested %s printed %q", command, out)
+		}
+	}
+}
+
+// The mark of another crinetd's plugins is no mark of this one's.
+func TestCallsInsideAnotherCrinetd(t *testing.T) {
+	t.Parallel()
+	deleted := false
+	s := start(t, Config{Mark: wire.InsideVariable + "=1:2", Handler: &double{t: t, del: func(context.Context, *engine.Call) error { deleted = true; return nil }}})
+	succeeding(t, environment("DEL", wire.InsideVariable+"=1:3"), s.config("1.0.0", ""))
+	if !deleted {
+		t.Error("DEL did not come to the handler")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/internal/dirs"
 	"github.com/crinet-project/crinet/probe"
 )
 
@@ -28,7 +29,13 @@ const (
 	// PluginName is the shim's file name, the plugin type of the configuration.
 	PluginName = probe.ShimType
 	// networkName is the name of the network that the runtime sees.
-	networkName = "crinet"
+	networkName = config.OwnNetwork
+
+	// DefaultConfDir is where a runtime that does not tell looks for its
+	// configuration, unless a flag names another directory.
+	DefaultConfDir = "/etc/cni/net.d"
+	// DefaultBinDir is where such a runtime looks for plugins.
+	DefaultBinDir = "/opt/cni/bin"
 )
 
 // The CNI versions of the configuration.
@@ -138,7 +145,8 @@ func (i Installer) confList(cniVersion string) ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// write makes dir/name have the contents and mode, atomically.
+// write makes dir/name have the contents and mode, atomically. Its errors are the
+// same for the same cause, so that who reports them sees that nothing is new.
 func write(dir, name string, data []byte, mode fs.FileMode) (changed bool, err error) {
 	path := filepath.Join(dir, name)
 	if info, err := os.Lstat(path); err == nil && info.Mode() == mode {
@@ -149,21 +157,5 @@ func write(dir, name string, data []byte, mode fs.FileMode) (changed bool, err e
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("directory %s: %w", dir, err)
 	}
-	// A dot in front and no known suffix: neither runtimes nor crinetd take the
-	// half-written file for a configuration or a plugin.
-	tmp, err := os.CreateTemp(dir, "."+name+".*.tmp")
-	if err != nil {
-		return false, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp.Name()))
-		}
-	}()
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync())
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return false, err
-	}
-	return true, os.Rename(tmp.Name(), path)
+	return true, dirs.WriteFile(path, data, mode)
 }

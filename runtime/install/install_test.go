@@ -124,3 +124,52 @@ func TestCNIVersion(t *testing.T) {
 		}
 	}
 }
+
+func TestInstallMendsModesAndLinks(t *testing.T) {
+	i := installer(t)
+	if _, err := i.Install("1.1.0"); err != nil {
+		t.Fatal(err)
+	}
+	conf, shim := filepath.Join(i.ConfDir, ConfListName), filepath.Join(i.BinDir, PluginName)
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Rename(conf, elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, conf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(shim, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := i.Install("1.1.0"); err != nil || !changed {
+		t.Fatalf("Install = %v, %v; want a change", changed, err)
+	}
+	for path, want := range map[string]os.FileMode{conf: 0o644, shim: 0o755} {
+		if info, err := os.Lstat(path); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v; want a file of mode %s", path, info, err, want)
+		}
+	}
+}
+
+// A failure leaves no half-written file, and says the same each time.
+func TestInstallThatFailsLeavesNothing(t *testing.T) {
+	i := installer(t)
+	in := filepath.Join(i.ConfDir, ConfListName, "in the way") // a folder where the file belongs
+	if err := os.MkdirAll(in, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, first := i.Install("1.1.0")
+	_, second := i.Install("1.1.0")
+	if first == nil || !strings.Contains(first.Error(), filepath.Dir(in)) || second == nil || first.Error() != second.Error() {
+		t.Errorf("Install = %v, then %v; want one error that names the file", first, second)
+	}
+	if got := append(names(t, i.ConfDir), names(t, i.BinDir)...); len(got) != 2 {
+		t.Errorf("files left over: %v", got)
+	}
+	if err := os.Remove(in); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := i.Remove(); err != nil || !changed {
+		t.Errorf("Remove = %v, %v", changed, err)
+	}
+}

@@ -1,12 +1,11 @@
-// Package journal keeps, in one bbolt file, what crinetd did for which sandbox,
-// so that it can be undone after any crash and whatever the configuration has
-// become.
+// Package journal records, in one bbolt file, what crinetd did for which sandbox.
+// From the records crinetd can undo it after any crash and any change of the
+// configuration.
 //
-// Put and Delete return when the change is on the disk. Changes that arrive
-// while another is being written are written together with the next one, so
-// that fifty pods at once do not wait for fifty syncs. Reads see what is
-// written. A Journal is safe for many goroutines; the file is locked against a
-// second process.
+// Put and Delete return when the change is on the disk. Changes that arrive while
+// a transaction is being written share the next one, so that fifty pods at once do
+// not wait for fifty syncs. Reads see what is written. A Journal may be used from
+// many goroutines; a lock on the file keeps a second process out.
 package journal
 
 import (
@@ -52,7 +51,7 @@ var errClosed = errors.New("journal: closed")
 // Journal is an open journal.
 type Journal struct {
 	db      *bbolt.DB
-	frozen  error // why nothing can be changed; nil as a rule
+	frozen  error // why no change can be written; usually nil
 	changes chan change
 	done    chan struct{} // closed when the writer has ended
 
@@ -66,11 +65,11 @@ type change struct {
 	done               chan<- error
 }
 
-// Open opens the journal in dir, making both where they are missing. A file that
-// cannot be read is moved aside with an error in the log, and an empty journal
-// takes its place: the caller recovers what it can from elsewhere. moved is the
-// name that the damaged file has then, or empty. On a file system that is mounted
-// read-only what is there can be read, and every change fails.
+// Open opens the journal in dir and makes both if they are missing. If the file is
+// damaged, Open logs an error, renames the file to moved and begins an empty
+// journal; the caller recovers what it can from elsewhere. Otherwise moved is
+// empty. On a file system that is mounted read-only the records can be read, and
+// every change fails.
 func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, "", fmt.Errorf("state dir: %w", err)
@@ -80,7 +79,7 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	if err != nil && damaged(err) {
 		moved = fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
 		log.Error("the journal is damaged: it is moved aside and a new one begun; "+
-			"networks of pods that it held are recovered as far as the node knows of them",
+			"crinetd recovers the networks of its pods from the cache of CNI results",
 			"file", path, "movedTo", moved, "err", err)
 		if err := os.Rename(path, moved); err != nil {
 			return nil, "", fmt.Errorf("journal %s is damaged and cannot be moved aside: %w", path, err)
@@ -104,9 +103,9 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	return j, moved, nil
 }
 
-// openFile opens the file and reads every record of it. bbolt trusts the pages
-// of its file, so that damage can show as a panic or as a fault in mapped
-// memory; both become errors here.
+// openFile opens the file and reads every record. bbolt trusts the pages of its
+// file, so that damage can cause a panic or a fault in mapped memory; openFile
+// returns both as errors.
 func openFile(path string) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -129,8 +128,8 @@ func openFile(path string) (db *bbolt.DB, err error) {
 	return db, nil
 }
 
-// openError tells errors of the system from those of the file's contents, which
-// bbolt has many of.
+// openError marks the errors that are about the file's contents. bbolt has many of
+// those, so it marks all but the errors of the system.
 func openError(err error) error {
 	var errno syscall.Errno
 	switch {
@@ -152,7 +151,7 @@ func prepare(db *bbolt.DB) error {
 	}
 	return db.View(func(tx *bbolt.Tx) error {
 		if tx.Bucket(recordsBucket) == nil || tx.Bucket(metaBucket) == nil {
-			return errors.New("it was never written to") // which only a read-only one can be
+			return errors.New("it was never written to") // only a read-only file has no buckets here
 		}
 		return tx.Bucket(recordsBucket).ForEach(func(key, data []byte) error {
 			_, err := decode(key, data)
@@ -185,12 +184,12 @@ func damaged(err error) bool {
 	return errors.As(err, &d)
 }
 
-// Put stores a record. It is on the disk when Put returns nil; after an error it
-// may be there or not.
+// Put stores a record. When it returns nil, the record is on the disk; after an
+// error it may be or not.
 func (j *Journal) Put(r *Record) error { return <-j.PutLater(r) }
 
-// PutLater stores a record as Put does, but does not wait: the outcome comes on
-// the channel. Changes are written in the order of the calls.
+// PutLater stores a record as Put does, but does not wait. The channel gets the
+// outcome. Changes are written in the order of the calls.
 func (j *Journal) PutLater(r *Record) <-chan error {
 	data, err := encode(r)
 	if err != nil {
@@ -201,12 +200,12 @@ func (j *Journal) PutLater(r *Record) <-chan error {
 	return j.change(recordsBucket, []byte(r.Key().String()), data)
 }
 
-// Delete removes a record; one that is not there is no error.
+// Delete removes a record. It returns nil if there is none.
 func (j *Journal) Delete(key Key) error {
 	return <-j.change(recordsBucket, []byte(key.String()), nil)
 }
 
-// Get returns a record, or nil when there is none.
+// Get returns a record, or nil if there is none.
 func (j *Journal) Get(key Key) (r *Record, err error) {
 	err = j.db.View(func(tx *bbolt.Tx) error {
 		if data := tx.Bucket(recordsBucket).Get([]byte(key.String())); data != nil {
@@ -217,8 +216,8 @@ func (j *Journal) Get(key Key) (r *Record, err error) {
 	return r, err
 }
 
-// Sandbox returns the records of the sandboxes whose id begins with prefix, in
-// order. Runtimes take a unique prefix for an id.
+// Sandbox returns the records of the sandboxes whose id begins with prefix, ordered
+// by id. Runtimes accept a unique prefix in place of an id.
 func (j *Journal) Sandbox(prefix string) (records []*Record, err error) {
 	err = j.db.View(func(tx *bbolt.Tx) error {
 		cursor := tx.Bucket(recordsBucket).Cursor()
@@ -237,7 +236,7 @@ func (j *Journal) Sandbox(prefix string) (records []*Record, err error) {
 // All returns all records, in the order of their sandboxes' ids.
 func (j *Journal) All() ([]*Record, error) { return j.Sandbox("") }
 
-// PutMeta stores a value that is not of one sandbox.
+// PutMeta stores a value that does not belong to a sandbox.
 func (j *Journal) PutMeta(name string, value []byte) error {
 	return <-j.change(metaBucket, []byte(name), bytes.Clone(value))
 }
@@ -251,7 +250,7 @@ func (j *Journal) Meta(name string) (value []byte, err error) {
 	return value, err
 }
 
-// Close writes what is waiting and closes the file. Later changes fail.
+// Close writes the changes that wait and closes the file. Later changes fail.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	if j.closed {
@@ -265,7 +264,7 @@ func (j *Journal) Close() error {
 	return j.db.Close()
 }
 
-// change hands a change to the writer; the outcome comes on the channel.
+// change hands a change to the writer. The channel gets the outcome.
 func (j *Journal) change(bucket, key, value []byte) <-chan error {
 	done := make(chan error, 1)
 	j.mu.RLock()
@@ -282,7 +281,7 @@ func (j *Journal) change(bucket, key, value []byte) <-chan error {
 	return done
 }
 
-// write is the writer: it takes a change and all that have come meanwhile, and
+// write is the writer. It takes a change and all that have come meanwhile, and
 // writes them in one transaction, until the channel is closed and empty.
 func (j *Journal) write() {
 	defer close(j.done)
@@ -291,7 +290,7 @@ func (j *Journal) write() {
 	}
 }
 
-// gather returns a change and those that wait behind it now.
+// gather returns a change and those that wait behind it.
 func (j *Journal) gather(first change) []change {
 	batch := []change{first}
 	for len(batch) < maxBatch {

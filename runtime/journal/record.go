@@ -9,16 +9,15 @@ import (
 	"github.com/crinet-project/crinet/hostport"
 )
 
-// recordVersion is written into each record. A reader knows all versions up to
-// its own; fields that a later version adds are left alone by design: they are
-// optional.
+// recordVersion is written into each record. A reader knows all versions up to its
+// own. A change that adds an optional field keeps the version.
 const recordVersion = 1
 
 // State is how far a record's attachment has come.
 type State string
 
 const (
-	// Attaching is an attachment whose ADD has begun and not been seen to end.
+	// Attaching is an attachment whose ADD has begun; crinetd has not seen its end.
 	// What it left on the node must be undone.
 	Attaching State = "attaching"
 	// Attached is an attachment whose ADD succeeded.
@@ -61,6 +60,8 @@ type Record struct {
 	Created time.Time `json:"created"`
 	// Steps are the steps of the lifecycle, in their order.
 	Steps []StepTime `json:"steps,omitempty"`
+	// Adopted says that the runtime made the attachment before crinetd came.
+	Adopted bool `json:"adopted,omitempty"`
 	// Tries and LastError tell of failed attempts to undo the attachment.
 	Tries     int    `json:"tries,omitempty"`
 	LastError string `json:"lastError,omitempty"`

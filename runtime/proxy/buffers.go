@@ -7,17 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A list of hundreds of containers has hundreds of kilobytes, and a message is
-// passed on when it is complete: what counts is that it is read in few pieces
-// and handed to the kernel in one. Sizes in bytes.
+// Buffer sizes in bytes. A list of hundreds of containers has hundreds of
+// kilobytes, and the proxy passes a message on when it is complete. Large buffers
+// let it read the message in few pieces and write it in one.
 const (
-	// readBuffer is for the runtime's answers, once a socket.
+	// readBuffer is for the runtime's answers. Each socket has one.
 	readBuffer = 512 << 10
 	// writeBuffer is for answers to callers. gRPC lends it to a connection while
 	// there is something to write.
 	writeBuffer = 512 << 10
-	// socketBuffer is what the kernel takes of an answer before the caller
-	// reads, bookkeeping included.
+	// socketBuffer is how much of an answer the kernel takes before the caller
+	// reads. The kernel counts its own bookkeeping in it.
 	socketBuffer = 1 << 20
 )
 
@@ -36,12 +36,12 @@ func (l wideListener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// widen asks for more than net.core.wmem_max allows, which root may, or else for
-// what it allows (socket(7)). Without either, answers take a little longer.
+// widen enlarges the send buffer beyond net.core.wmem_max, which root may do, or
+// else up to it (socket(7)). If both fail, answers take a little longer.
 func widen(conn syscall.Conn) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return // closed already, which the next read reports
+		return // it is closed; the next read reports that
 	}
 	_ = raw.Control(func(fd uintptr) {
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer) != nil {

@@ -6,8 +6,8 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// frame is one gRPC message as it came from the wire. It owns one reference
-// of its buffers until it is sent or freed.
+// frame is one gRPC message as it came from the wire. It owns one reference to its
+// buffers until it is sent or freed.
 type frame struct {
 	data mem.BufferSlice
 }
@@ -34,7 +34,7 @@ func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
 	return data, nil
 }
 
-// Unmarshal keeps the buffers beyond the call by a reference of its own.
+// Unmarshal takes a reference to the buffers, so that they outlive the call.
 func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*frame)
 	if !ok {

@@ -8,9 +8,9 @@
 // the user agent, the authority and the compression. Messages may have up to
 // [MaxMessageSize] bytes.
 //
-// A [Proxy] connects to its upstream sockets with the first call and again
-// whenever they went away. While a socket does not answer, calls to it fail at
-// once with codes.Unavailable; there is nothing to restart when it comes back.
+// A [Proxy] connects to its upstream sockets with the first call, and again after
+// a connection is lost. While a socket does not answer, calls to it fail at once
+// with codes.Unavailable. When it is back, calls work again without a restart.
 //
 // A Proxy lives from [New] to [Proxy.Close]. It serves one listener once:
 // after [Proxy.Serve] returned it cannot serve again, but its upstream

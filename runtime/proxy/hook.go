@@ -35,8 +35,8 @@ func (p *Proxy) hooked(stream grpc.ServerStream, c *call, hook Hook) error {
 	return stream.SendMsg(&frame{data: mem.BufferSlice{mem.SliceBuffer(answer)}})
 }
 
-// receiveOne reads the only message of a unary call. Any other number of them
-// is answered as gRPC's own server does.
+// receiveOne reads the one message of a unary call. For any other number of
+// messages it returns the status that gRPC's own server returns.
 func receiveOne(stream grpc.ServerStream) ([]byte, error) {
 	var f, extra frame
 	err := stream.RecvMsg(&f)
@@ -58,8 +58,8 @@ func receiveOne(stream grpc.ServerStream) ([]byte, error) {
 	return nil, status.Error(codes.Internal, "the call carries more than one request message, it must carry one")
 }
 
-// unary makes the call upstream and waits for its answer. Headers and trailers
-// are returned with an error as well.
+// unary makes the call upstream and waits for its answer. It returns headers and
+// trailers also with an error.
 func (c *call) unary(ctx context.Context, request []byte) (answer []byte, header, trailer metadata.MD, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -71,7 +71,7 @@ func (c *call) unary(ctx context.Context, request []byte) (answer []byte, header
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, nil, err
 	}
-	// After io.EOF the reason is in what RecvMsg returns.
+	// After io.EOF, RecvMsg returns the reason.
 	var f frame
 	err = up.RecvMsg(&f)
 	header, headerErr := up.Header()

@@ -11,13 +11,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// pipe passes a call on as two independent streams of frames. A unary call is
-// the case of one frame each way.
+// pipe passes a call on as two independent streams of frames. A unary call has
+// one frame in each direction.
 func (p *Proxy) pipe(stream grpc.ServerStream, c *call) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	if c.method == runtimeapi.RuntimeService_GetContainerEvents_FullMethodName {
-		// It has no end of its own and would hold up the end of Serve. The
+		// This stream does not end by itself and would keep Serve from ending. The
 		// kubelet opens it again.
 		defer context.AfterFunc(p.stopping, func() {
 			cancel(status.Error(codes.Unavailable, "crinetd is stopping"))
@@ -27,18 +27,19 @@ func (p *Proxy) pipe(stream grpc.ServerStream, c *call) error {
 	if err != nil {
 		return err
 	}
-	// It ends with the call: the return of the handler cancels both streams.
+	// The goroutine ends with the call: when the handler returns, gRPC cancels both
+	// streams.
 	go passRequests(stream, up, cancel)
 	err = passAnswers(stream, up)
 	if ctx.Err() != nil && stream.Context().Err() == nil {
-		return context.Cause(ctx) // ended on this side, for this reason
+		return context.Cause(ctx) // the proxy ended the call, for this reason
 	}
 	return err
 }
 
-// passRequests copies the caller's messages and its half-close upstream. What
-// goes wrong on the caller's side cancels the call with its reason; the end
-// of the upstream side is seen by passAnswers.
+// passRequests copies the caller's messages and its half-close upstream. A failure
+// on the caller's side cancels the call with its reason; passAnswers sees the end
+// of the upstream side.
 func passRequests(stream grpc.ServerStream, up grpc.ClientStream, cancel context.CancelCauseFunc) {
 	var f frame
 	for {
@@ -62,14 +63,14 @@ func passRequests(stream grpc.ServerStream, up grpc.ClientStream, cancel context
 	}
 }
 
-// passAnswers copies headers, messages and trailers to the caller and returns
-// the status that upstream ended with.
+// passAnswers copies headers, messages and trailers to the caller. It returns the
+// status with which upstream ended the call.
 func passAnswers(stream grpc.ServerStream, up grpc.ClientStream) error {
 	header, err := up.Header()
 	if err != nil {
 		return err
 	}
-	// Without headers the call ended at once: its status comes below.
+	// Without headers the call ended at once; RecvMsg returns its status.
 	if header != nil {
 		if err := stream.SendHeader(outgoing(header)); err != nil {
 			return err

@@ -19,49 +19,53 @@ import (
 // either way. The kubelet itself stops at 16 MiB.
 const MaxMessageSize = 64 << 20
 
-// OtherMethod stands in observations for every method that is neither in the
-// CRI version this was built with nor hooked, so that a caller who invents
-// method names cannot make the set of labels grow.
+// OtherMethod is what Config.Observe gets for a method that is neither hooked nor
+// in the CRI version that crinetd was built with. Callers that invent method names
+// thus cannot make the set of labels grow.
 const OtherMethod = "other"
 
 // defaultGrace is how long calls under way may take to finish at the end of
 // Serve.
 const defaultGrace = 5 * time.Second
 
-// handshakeTimeout is the time that a client has to speak HTTP/2. One that
-// connects and says nothing holds up the end of Serve that long.
+// handshakeTimeout is how long a client may take to begin HTTP/2. A client that
+// connects and sends nothing delays the end of Serve by that time.
 const handshakeTimeout = 2 * time.Second
 
 // Forward makes the upstream call with the caller's metadata and returns the
-// answer as it came. Its error is a gRPC status to be returned unchanged. The
-// request must not be changed after the call. When a hook forwards more than
-// once, the caller sees the headers and trailers of the last answer. A Forward
-// must not be used by two goroutines at once, nor after its hook returned.
+// answer as it came. Its error is a gRPC status; hooks return it unchanged. The
+// hook must not change request after the call. If it forwards more than once, the
+// caller gets the headers and trailers of the last answer. A hook must not use
+// its Forward from two goroutines at once, nor after it has returned.
 type Forward func(ctx context.Context, request []byte) ([]byte, error)
 
 // Hook answers one unary call in place of upstream, which it reaches through
-// next. Its context has the caller's deadline and cancellation. The error goes
-// to the caller as gRPC status; one without status as codes.Unknown. A panic
-// is logged and answered with codes.Internal.
+// next. Its context has the caller's deadline and cancellation. The caller gets
+// the error as a gRPC status, with codes.Unknown if it has none. The proxy logs a
+// panic and answers with codes.Internal.
 type Hook func(ctx context.Context, request []byte, next Forward) ([]byte, error)
 
 // Config says where calls go. RuntimeEndpoint is required.
 type Config struct {
 	// RuntimeEndpoint is the runtime's socket: unix:///path, or /path.
 	RuntimeEndpoint string
+	// Runtime, if set, is a connection to RuntimeEndpoint that Dial made. The
+	// proxy shares it and does not close it, so that calls of crinetd's own and
+	// those that pass see the runtime come and go at the same time.
+	Runtime *grpc.ClientConn
 	// ImageEndpoint is where the image service's calls go. When empty or
 	// equal to RuntimeEndpoint, both share one connection.
 	ImageEndpoint string
 	// Hooks take over unary methods, by full name: /package.Service/Method.
 	Hooks map[string]Hook
-	// Log receives the outcome of every call: at debug level when it is OK,
-	// else at info or warn. Nil discards.
+	// Log gets the outcome of every call: at debug level if it is OK, else at
+	// info or warn level. A nil Log discards.
 	Log *slog.Logger
-	// Observe, if set, is told the outcome of every call, by the method's
-	// full name or as OtherMethod. It runs on the call's goroutine.
+	// Observe, if set, is called with the outcome of every call. method is the
+	// full name or OtherMethod. It runs on the call's goroutine.
 	Observe func(method string, code codes.Code, d time.Duration)
-	// Grace bounds the time that calls under way get to finish when Serve
-	// ends. 0 means 5 s.
+	// Grace is how long calls under way may take to finish when Serve ends. 0
+	// means 5 s.
 	Grace time.Duration
 }
 
@@ -89,14 +93,14 @@ func New(c Config) (*Proxy, error) {
 			return nil, fmt.Errorf("CRI proxy: hook for %q: want /package.Service/Method and a function", method)
 		}
 	}
-	runtime, err := dial(c.RuntimeEndpoint)
+	runtime, err := dial(c.RuntimeEndpoint, c.Runtime)
 	if err != nil {
 		return nil, fmt.Errorf("CRI proxy: container runtime endpoint: %w", err)
 	}
 	image := runtime
 	if c.ImageEndpoint != "" && c.ImageEndpoint != c.RuntimeEndpoint {
-		if image, err = dial(c.ImageEndpoint); err != nil {
-			return nil, errors.Join(fmt.Errorf("CRI proxy: image service endpoint: %w", err), runtime.conn.Close())
+		if image, err = dial(c.ImageEndpoint, nil); err != nil {
+			return nil, errors.Join(fmt.Errorf("CRI proxy: image service endpoint: %w", err), runtime.close())
 		}
 	}
 	p := &Proxy{
@@ -132,8 +136,8 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// knownMethods are those of the CRI version this was built with, and the
-// hooked ones.
+// knownMethods returns the methods of the CRI version that crinetd was built with,
+// and the hooked ones.
 func knownMethods(hooks map[string]Hook) map[string]bool {
 	known := make(map[string]bool)
 	for _, service := range []*grpc.ServiceDesc{&runtimeapi.RuntimeService_ServiceDesc, &runtimeapi.ImageService_ServiceDesc} {
@@ -150,19 +154,14 @@ func knownMethods(hooks map[string]Hook) map[string]bool {
 	return known
 }
 
-// Upstream is the connection to the container runtime, for typed calls of
-// crinetd's own. Calls fail at once with codes.Unavailable while the runtime
-// is down, unless made with grpc.WaitForReady.
-func (p *Proxy) Upstream() grpc.ClientConnInterface { return p.runtime.conn }
-
 // Close ends the upstream connections, and with them all calls under way.
 // Call it when Serve has returned.
 func (p *Proxy) Close() error {
 	p.stop()
 	p.server.Stop()
-	err := p.runtime.conn.Close()
+	err := p.runtime.close()
 	if p.image != p.runtime {
-		err = errors.Join(err, p.image.conn.Close())
+		err = errors.Join(err, p.image.close())
 	}
 	if err != nil {
 		return fmt.Errorf("CRI proxy: closing the upstream connections: %w", err)
@@ -170,7 +169,7 @@ func (p *Proxy) Close() error {
 	return nil
 }
 
-// handle is every call of every service.
+// handle answers every call of every service.
 func (p *Proxy) handle(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
 	md, _ := metadata.FromIncomingContext(stream.Context())

@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// report is the one place where the outcomes of calls are logged and counted,
-// and where a panic ends.
+// report logs and counts the outcome of every call, and recovers from panics. No
+// other place does.
 func (p *Proxy) report(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	start := time.Now()
 	defer func() {
@@ -27,7 +27,7 @@ func (p *Proxy) report(srv any, stream grpc.ServerStream, info *grpc.StreamServe
 	return handler(srv, stream)
 }
 
-// outcome tells of the end of a call.
+// outcome logs and counts the end of a call.
 func (p *Proxy) outcome(ctx context.Context, method string, err error, d time.Duration) {
 	st := convert(err)
 	label := method
@@ -46,7 +46,7 @@ func (p *Proxy) outcome(ctx context.Context, method string, err error, d time.Du
 	p.log.LogAttrs(ctx, level, "CRI call", attrs...)
 }
 
-// convert reads an error as gRPC's server does when it answers.
+// convert returns the status that gRPC's server makes of an error.
 func convert(err error) *status.Status {
 	if st, ok := status.FromError(err); ok {
 		return st
@@ -54,8 +54,8 @@ func convert(err error) *status.Status {
 	return status.FromContextError(err)
 }
 
-// levelOf parts what callers meet in everyday use from what an operator
-// should look at.
+// levelOf returns info for codes that callers meet in everyday use, and warn for
+// those that an operator should look at.
 func levelOf(code codes.Code) slog.Level {
 	switch code {
 	case codes.OK:

@@ -7,15 +7,17 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+
+	"github.com/crinet-project/crinet/internal/drain"
 )
 
 // abortWait bounds the wait for calls whose context was cancelled.
 const abortWait = 5 * time.Second
 
-// Serve answers calls on listener until ctx ends, then lets calls under way
-// finish within the configured grace and cancels the rest. Streams of container
-// events, which have no end of their own, are ended at once. It returns
-// nil when ctx ended and all calls did, and always closes the listener.
+// Serve answers calls on listener until ctx ends. Then it lets calls under way
+// finish within the configured grace, and cancels the rest. It ends streams of
+// container events at once, since they do not end by themselves. It returns nil if
+// ctx has ended and all calls have, and always closes the listener.
 func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	served := make(chan error, 1)
 	go func() { served <- p.server.Serve(wideListener{listener}) }()
@@ -30,35 +32,15 @@ func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	case <-ctx.Done():
 	}
 	p.stop()
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
+	ended := drain.Wait(func() {
 		p.server.GracefulStop()
 		<-served //nolint:errcheck // Serve always fails once it is stopped
-	}()
-	if waitFor(drained, p.grace) {
-		return nil
-	}
-	p.log.InfoContext(ctx, "CRI proxy: calls are still under way after the grace, cancelling them", "grace", p.grace)
-	aborted := make(chan struct{})
-	go func() {
-		defer close(aborted)
+	}, p.grace, func() {
+		p.log.InfoContext(ctx, "CRI proxy: calls are still under way after the grace, cancelling them", "grace", p.grace)
 		p.server.Stop()
-	}()
-	if waitFor(aborted, abortWait) && waitFor(drained, abortWait) {
-		return nil
+	}, abortWait)
+	if !ended {
+		return fmt.Errorf("CRI proxy: serving on %s: calls did not end within %v of being cancelled", listener.Addr(), abortWait)
 	}
-	return fmt.Errorf("CRI proxy: serving on %s: calls did not end within %v of being cancelled", listener.Addr(), abortWait)
-}
-
-// waitFor tells whether done was closed within d.
-func waitFor(done <-chan struct{}, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return true
-	case <-timer.C:
-		return false
-	}
+	return nil
 }

@@ -95,9 +95,18 @@ func TestUpstreamComesAndGoes(t *testing.T) {
 	u.kill()
 	startUpstream(t, path, map[string]handler{version: echo})
 	eventually(t, "calls work after a restart", func() bool { return do(t.Context(), conn, version, []byte("x")).Status == "" })
-	// Typed calls of the manager's own go over the same connection.
+	// crinetd makes typed calls of its own.
+	own, err := Dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := own.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	var answer runtimeapi.VersionResponse
-	if err := run.proxy.Upstream().Invoke(t.Context(), version, &runtimeapi.VersionRequest{Version: "v"}, &answer); err != nil || answer.GetVersion() != "v" {
+	if err := own.Invoke(t.Context(), version, &runtimeapi.VersionRequest{Version: "v"}, &answer); err != nil || answer.GetVersion() != "v" {
 		t.Errorf("typed call: %v, %v", &answer, err)
 	}
 }

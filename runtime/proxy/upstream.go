@@ -17,32 +17,56 @@ import (
 )
 
 const (
-	// Flow-control windows in bytes: large lists come in one go, and a stream
-	// that nobody reads holds back itself, not the connection.
+	// Flow-control windows in bytes. They let a large list come in one go, and a
+	// stream that nobody reads stop without stopping its connection.
 	streamWindow = 4 << 20
 	connWindow   = 16 << 20
 
 	// protoSubtype is gRPC's content-subtype for protobuf, the default.
 	protoSubtype = "proto"
 
-	// connectTimeout bounds connecting to a runtime whose socket is there but
-	// which does not speak.
+	// connectTimeout bounds the wait for a runtime that accepts a connection and
+	// does not answer on it.
 	connectTimeout = 5 * time.Second
 )
 
-// upstream is one socket that calls are passed to.
+// upstream is a socket to which the proxy passes calls.
 type upstream struct {
-	path string
-	conn *grpc.ClientConn
+	path   string
+	conn   *grpc.ClientConn
+	shared bool // somebody else made conn, and closes it
 }
 
-// dial makes the connection to endpoint; it connects with the first call.
-func dial(endpoint string) (*upstream, error) {
+// close closes the connection if it is the proxy's own.
+func (u *upstream) close() error {
+	if u.shared {
+		return nil
+	}
+	return u.conn.Close()
+}
+
+// Dial returns a connection to a container runtime for crinetd's own, typed calls.
+// It connects with the first call. While the runtime is down, calls fail at once
+// with codes.Unavailable, unless they are made with grpc.WaitForReady.
+func Dial(endpoint string) (*grpc.ClientConn, error) {
+	up, err := dial(endpoint, nil)
+	if err != nil {
+		return nil, fmt.Errorf("container runtime endpoint: %w", err)
+	}
+	return up.conn, nil
+}
+
+// dial makes the connection to endpoint, if it is not given one; it connects with
+// the first call.
+func dial(endpoint string, shared *grpc.ClientConn) (*upstream, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return nil, err
 	}
-	// A dialer of our own: the path may hold what a target URL would decode.
+	if shared != nil {
+		return &upstream{path: path, conn: shared, shared: true}, nil
+	}
+	// gRPC would decode the path if it stood in the target URL.
 	dialer := func(ctx context.Context, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}
@@ -102,21 +126,21 @@ func (c *call) open(ctx context.Context, desc *grpc.StreamDesc) (grpc.ClientStre
 	if err == nil {
 		return stream, nil
 	}
-	// A stream that could not begin was refused on this side.
+	// NewStream fails with Unavailable if there is no connection.
 	if status.Code(err) == codes.Unavailable {
 		return nil, status.Errorf(codes.Unavailable, "the container runtime does not answer at %s, it may be down: %s", c.upstream.path, status.Convert(err).Message())
 	}
 	return nil, err
 }
 
-// outgoing is md without what speaks for one hop only. gRPC itself leaves out
-// the other headers of that kind. md may be changed.
+// outgoing removes from md the header that is about one hop only, and returns md.
+// gRPC itself removes the other headers of that kind.
 func outgoing(md metadata.MD) metadata.MD {
 	delete(md, "grpc-accept-encoding")
 	return md
 }
 
-// contentSubtype is what follows application/grpc+ in the content type.
+// contentSubtype returns what follows application/grpc+ in the content type.
 func contentSubtype(md metadata.MD) string {
 	values := md.Get("content-type")
 	if len(values) == 0 {

@@ -12,10 +12,10 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/crinet-project/crinet/internal/peercred"
 )
 
-// listener accepts connections of known users only.
+// listener accepts connections of the allowed users only.
 type listener struct {
 	*net.UnixListener
 	path  string
@@ -26,14 +26,14 @@ type listener struct {
 	err   error // of Close
 }
 
-// Accept returns the next connection of a user that may connect.
+// Accept returns the next connection of an allowed user.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.UnixListener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		peer, err := peerOf(conn)
+		peer, err := peercred.Of(conn)
 		if err == nil && slices.Contains(l.allow, peer.Uid) {
 			return conn, nil
 		}
@@ -46,7 +46,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Addr is the path that callers connect to.
+// Addr returns the path to which callers connect.
 func (l *listener) Addr() net.Addr {
 	return &net.UnixAddr{Name: l.path, Net: "unix"}
 }
@@ -58,8 +58,8 @@ func (l *listener) Close() error {
 }
 
 func (l *listener) close() error {
-	// Between the look and the removal no other crinetd may take the path. The
-	// listener is open meanwhile, so the kernel keeps its inode from reuse.
+	// The lock keeps other crinetds from taking the path between the look and the
+	// removal. The listener is still open, so that its inode is not reused.
 	unlock, err := lockDir(context.Background(), filepath.Dir(l.path))
 	if err == nil {
 		defer unlock()
@@ -78,25 +78,4 @@ func (l *listener) remove() error {
 		return err
 	}
 	return os.Remove(l.path)
-}
-
-// peerOf asks the kernel who connected (SO_PEERCRED).
-func peerOf(conn net.Conn) (*unix.Ucred, error) {
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		return nil, fmt.Errorf("%T is not a unix connection", conn)
-	}
-	raw, err := unixConn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var peer *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		peer, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, credErr); err != nil {
-		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
-	}
-	return peer, nil
 }

@@ -1,13 +1,12 @@
 // Package socket opens the unix sockets that crinetd serves on.
 //
 // A socket appears under its path in one step, with mode 0600 from the first
-// instant, in place of one that a dead process left. Where a live process
-// answers, [Listen] refuses. Callers are known by the kernel's word
-// (SO_PEERCRED, unix(7)) and must be root, crinetd's own user, or a user that
-// was named.
+// instant. It replaces one that a dead process left; if a live process answers,
+// [Listen] refuses. The kernel says who connects (SO_PEERCRED, unix(7)): root,
+// crinetd's own user and named users may.
 //
-// A listener lives until Close, which removes the path unless it belongs to
-// somebody else by then. A crash leaves the file; the next Listen replaces it.
+// Close removes the path, unless it belongs to somebody else by then. After a
+// crash the file stays; the next Listen replaces it.
 package socket
 
 import (
@@ -24,12 +23,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/peercred"
 )
 
 const (
 	// maxPath is what fits into sockaddr_un with its final NUL (unix(7)).
 	maxPath = 107
-	// mode of the socket: connecting takes the right to write.
+	// mode is the socket's; whoever connects needs the right to write.
 	mode = 0o600
 	// patience bounds the wait for a socket's answer and for the folder's lock.
 	patience = 2 * time.Second
@@ -40,9 +41,9 @@ const (
 // ErrInUse is in the error of Listen when a live process serves on the path.
 var ErrInUse = errors.New("socket is in use")
 
-// Listen serves on the unix socket at path, whose folder must exist. Besides
-// root and the process's effective user, the users in allow may connect; the
-// connections of all others are closed and logged. Nil log discards.
+// Listen listens on the unix socket at path, whose folder must exist. Root, the
+// process's effective user and the users in allow may connect; the listener closes
+// the connections of all others and logs them. A nil log discards.
 func Listen(ctx context.Context, path string, log *slog.Logger, allow ...uint32) (net.Listener, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -71,8 +72,8 @@ func Listen(ctx context.Context, path string, log *slog.Logger, allow ...uint32)
 	return l, nil
 }
 
-// lockDir keeps other crinetd processes out of the folder's sockets. The lock
-// is on the folder itself: it leaves no file and ends with the process.
+// lockDir locks the folder against other crinetd processes that make sockets in
+// it. The lock is on the folder itself: it leaves no file and ends with the process.
 func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -83,7 +84,7 @@ func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
-			return func() { _ = f.Close() }, nil // read only: nothing to lose
+			return func() { _ = f.Close() }, nil // nothing was written
 		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
 			return nil, errors.Join(fmt.Errorf("locking its directory %s: %w", dir, err), f.Close())
 		case time.Now().After(deadline):
@@ -97,7 +98,7 @@ func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	}
 }
 
-// checkFree returns nil where nothing is, or a socket that nobody serves.
+// checkFree returns nil if there is nothing at path, or a socket that nobody serves.
 func checkFree(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -118,21 +119,21 @@ func checkFree(ctx context.Context, path string) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		// A full backlog, another type of socket: there is somebody.
+		// A full backlog, or a socket of another type: somebody has it open.
 		return fmt.Errorf("%w: somebody holds it who does not answer (%w); stop that process first", ErrInUse, err)
 	}
 }
 
 // owner names the process at the other end.
 func owner(conn net.Conn) string {
-	if peer, err := peerOf(conn); err == nil {
+	if peer, err := peercred.Of(conn); err == nil {
 		return fmt.Sprintf("another crinetd or other process (pid %d, uid %d)", peer.Pid, peer.Uid)
 	}
 	return "another crinetd or other process"
 }
 
-// bind makes the socket under a temporary name and moves it onto path. The
-// folder's lock makes that name ours; what is there was left by a crash.
+// bind makes the socket under a temporary name and renames it to path. The caller
+// holds the folder's lock, so a file of the temporary name is left of a crash.
 func bind(ctx context.Context, path string) (*listener, error) {
 	temporary := temporaryName(path)
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +161,7 @@ func bind(ctx context.Context, path string) (*listener, error) {
 	return &listener{UnixListener: l, path: path, file: info}, nil
 }
 
-// publish gives the socket its mode whatever the umask, then its name.
+// publish sets the socket's mode, whatever the umask, and then gives it its name.
 func publish(temporary, path string) (fs.FileInfo, error) {
 	if err := os.Chmod(temporary, mode); err != nil {
 		return nil, err
@@ -172,7 +173,7 @@ func publish(temporary, path string) (fs.FileInfo, error) {
 	return info, os.Rename(temporary, path)
 }
 
-// temporaryName differs from path in its last byte: it is as short.
+// temporaryName differs from path in the last byte, so that it is not longer.
 func temporaryName(path string) string {
 	last := len(path) - 1
 	if path[last] == '~' {

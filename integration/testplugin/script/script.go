@@ -1,6 +1,6 @@
-// Package script is what a test and the test plugin say to each other: the test
-// writes a script of faults, the plugin a record of each call. Both lie in one
-// directory, which the plugin's configuration names as "dir":
+// Package script is how a test and the test plugin communicate. The test writes a
+// script of faults, the plugin a record of each call. Both are in one directory,
+// which the plugin's configuration names as "dir":
 //
 //	{"type": "testplugin", "dir": "/run/testplugin"}
 //
@@ -46,7 +46,7 @@ type Rule struct {
 	Do    Action        `json:"do"`
 	Delay time.Duration `json:"delay,omitempty"` // for late
 	Code  uint          `json:"code,omitempty"`  // for fail; 0 stands for 100
-	Text  string        `json:"text,omitempty"`  // for fail
+	Text  string        `json:"text,omitempty"`  // for fail; hang prints it on standard error
 }
 
 // Call is the record of one call, written before the plugin does anything.
@@ -83,6 +83,19 @@ type StandIn struct {
 	Dir string `json:"dir"`
 	// Delegate is the configuration of a plugin that is called to do the work.
 	Delegate json.RawMessage `json:"delegate,omitempty"`
+	// Multus has the plugin do what Multus does; nil does not.
+	Multus *Multus `json:"multus,omitempty"`
+}
+
+// Multus is how the plugin stands in for Multus, which runs a master plugin for
+// the pod's first interface.
+type Multus struct {
+	// ConfDir is where the master's configuration is looked for: the first file
+	// by name that is not Multus' own.
+	ConfDir string `json:"confDir"`
+	// Thick has the master run without the caller's environment, as by the daemon
+	// of a thick Multus.
+	Thick bool `json:"thick,omitempty"`
 }
 
 // The files of the directory.

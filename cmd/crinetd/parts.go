@@ -1,0 +1,360 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
+
+	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/pluginexec"
+	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/noop"
+	"github.com/crinet-project/crinet/probe"
+	"github.com/crinet-project/crinet/runtime/cnihook"
+	"github.com/crinet-project/crinet/runtime/cri"
+	"github.com/crinet-project/crinet/runtime/engine"
+	"github.com/crinet-project/crinet/runtime/failpoint"
+	"github.com/crinet-project/crinet/runtime/install"
+	"github.com/crinet-project/crinet/runtime/journal"
+	"github.com/crinet-project/crinet/runtime/proxy"
+	"github.com/crinet-project/crinet/runtime/report"
+	"github.com/crinet-project/crinet/runtime/socket"
+	"github.com/crinet-project/crinet/runtime/upstream"
+)
+
+// The sockets in --run-dir.
+const (
+	criSocket   = "cri.sock"
+	cniSocket   = "cni.sock"
+	adminSocket = "admin.sock"
+)
+
+const (
+	// bootIDFile tells one boot of the kernel from another (proc(5)).
+	bootIDFile = "/proc/sys/kernel/random/boot_id"
+	// sysctlRoot is where the noop plugin's sysctls are.
+	sysctlRoot = "/proc/sys"
+	// lastGoodFile holds the last good configurations, in --state-dir.
+	lastGoodFile = "lastgood.json"
+)
+
+// parts are crinetd's parts. open makes them, in the order of the fields; serve
+// runs them.
+type parts struct {
+	options  *config.Options
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	listeners map[string]net.Listener // by socket name
+	journal   *journal.Journal
+	conn      *grpc.ClientConn // to the container runtime
+	sandboxes *upstream.Sandboxes
+	runtime   *upstream.Watcher
+	podCIDRs  *engine.PodCIDRs
+	watcher   *config.Watcher // nil under noop
+	selection *config.Selection
+	mark      string // environment variable of the plugins that crinetd runs
+	dhcp      *dhcpd.Manager
+	chain     *cni.Plugin
+	noop      *noop.Plugin // nil unless selected
+	hostPorts *hostport.Manager
+	engine    *engine.Engine
+	keeper    *install.Keeper // nil under noop
+	mirror    *install.Mirror // only under noop
+	hooks     *cri.Hooks
+	proxy     *proxy.Proxy
+	cniHook   *cnihook.Server
+	report    *report.Source
+}
+
+// open opens the sockets and the journal, and puts the parts together. A second
+// crinetd ends here. Nothing is served yet; clients that connect wait.
+func open(ctx context.Context, o *config.Options, log *slog.Logger) (p *parts, err error) {
+	p = &parts{options: o, log: log, registry: prometheus.NewRegistry(), listeners: make(map[string]net.Listener)}
+	for _, step := range []func(context.Context) error{
+		p.listen, p.openJournal, p.dial, p.openNetworks, p.makeChain, p.makeHostPorts, p.makeEngine, p.makeInstallation, p.makeHooks, p.register,
+	} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+	}
+	return p, nil
+}
+
+// close closes what open opened.
+func (p *parts) close() error {
+	var errs []error
+	for _, l := range p.listeners {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if p.proxy != nil {
+		errs = append(errs, p.proxy.Close())
+	}
+	if p.conn != nil {
+		errs = append(errs, p.conn.Close())
+	}
+	if p.journal != nil {
+		errs = append(errs, p.journal.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *parts) listen(ctx context.Context) error {
+	if err := os.MkdirAll(p.options.RunDir, 0o700); err != nil {
+		return fmt.Errorf("--run-dir: %w", err)
+	}
+	for _, name := range []string{criSocket, cniSocket, adminSocket} {
+		l, err := socket.Listen(ctx, filepath.Join(p.options.RunDir, name), p.log)
+		if err != nil {
+			return err
+		}
+		p.listeners[name] = l
+	}
+	return nil
+}
+
+func (p *parts) openJournal(context.Context) (err error) {
+	if p.journal, _, err = journal.Open(p.options.StateDir, p.log); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	if p.mark, err = pluginexec.StateMark(p.options.StateDir); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	p.podCIDRs, err = engine.NewPodCIDRs(p.journal, p.options.PodCIDRs, p.log)
+	return err
+}
+
+// dial makes the connection to the container runtime, which may be down.
+func (p *parts) dial(context.Context) (err error) {
+	if p.conn, err = proxy.Dial(p.options.ContainerRuntimeEndpoint); err != nil {
+		return err
+	}
+	p.sandboxes = upstream.NewSandboxes(p.conn)
+	p.runtime = upstream.NewWatcher(p.conn, p.options.ContainerRuntimeEndpoint, p.log)
+	return nil
+}
+
+// openNetworks scans the directories for the first time. Under noop nothing is
+// probed or watched.
+func (p *parts) openNetworks(ctx context.Context) (err error) {
+	o := p.options
+	selection := config.SelectionConfig{
+		NetworkPlugin: o.NetworkPlugin, Log: p.log, PodCIDRKnown: func() bool { return len(p.podCIDRs.Get()) > 0 },
+	}
+	if o.Noop() {
+		p.selection = config.NewSelection(selection)
+		return nil
+	}
+	p.watcher, err = config.NewWatcher(ctx, config.WatcherConfig{
+		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{}), MTU: o.NetworkPluginMTU,
+		LastGoodFile: filepath.Join(o.StateDir, lastGoodFile), Log: p.log,
+		OnChange: func(s *config.Snapshot) {
+			p.selection.Changed(ctx, s)
+			p.chain.SelectionChanged()
+			p.dhcp.SelectionChanged()
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("read the CNI configuration: %w", err)
+	}
+	selection.Snapshot = p.watcher.Snapshot
+	p.selection = config.NewSelection(selection)
+	p.selection.Changed(ctx, p.watcher.Snapshot())
+	return nil
+}
+
+// makeChain makes the CNI network plugin and the keeper of its dhcp daemons.
+func (p *parts) makeChain(context.Context) error {
+	o := p.options
+	p.dhcp = dhcpd.New(dhcpd.Config{
+		Log: p.log, RunDir: o.RunDir, Attachments: leases{p},
+		Find: func() (string, error) { return cni.FindPlugin("dhcp", o.CNIBinDirs) },
+		Selected: func() []byte {
+			network, err := p.selection.Selected()
+			if err != nil {
+				return nil
+			}
+			return network.ConfList
+		},
+	})
+	p.chain = cni.New(cni.Config{
+		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
+		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
+		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
+		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
+	})
+	return nil
+}
+
+// mapsHostPorts says whether crinetd maps hostPorts itself.
+func (p *parts) mapsHostPorts() bool {
+	return !p.options.Noop() && p.options.HostPort == config.HostPortManager
+}
+
+func (p *parts) makeHostPorts(context.Context) (err error) {
+	heals := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "crinet_hostport_heals_total",
+		Help: "Times that the hostPort table was changed by somebody else and put right.",
+	})
+	p.hostPorts, err = hostport.New(hostport.Config{
+		Log: p.log, Conflict: hostport.ConflictMode(p.options.HostPortConflict), Records: p.journal,
+		ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
+	})
+	if err != nil {
+		return err
+	}
+	mappings := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "crinet_hostport_mappings",
+		Help: "hostPorts that crinetd maps.",
+	}, func() float64 { _, n := p.hostPorts.Count(); return float64(n) })
+	return errors.Join(p.registry.Register(heals), p.registry.Register(mappings))
+}
+
+func (p *parts) makeEngine(context.Context) error {
+	o := p.options
+	bootID, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return fmt.Errorf("boot id: %w", err)
+	}
+	metrics, err := engine.NewMetrics(p.registry)
+	if err != nil {
+		return err
+	}
+	c := engine.Config{
+		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
+		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
+		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
+	}
+	if o.Noop() {
+		// The CNI plugin undoes what an earlier run set up.
+		p.noop = noop.New(sysctlRoot, p.log)
+		c.Plugin, c.Others = p.noop, []engine.NetworkPlugin{p.chain}
+	} else {
+		c.Cache, c.GC, c.GCInterval = p.chain, p.chain, o.CNIGCInterval
+		c.RuntimeCache = p.chain.ForeignCache(o.RuntimeCNICacheDir)
+	}
+	if p.mapsHostPorts() {
+		c.HostPorts = failpoint.HostPorts(p.hostPorts)
+	}
+	if o.HairpinMode == config.HairpinVeth {
+		c.Hairpin = failpoint.Hairpin(func(ctx context.Context, a *cni.Attachment) error {
+			if !hostport.HairpinFor(a.ConfList) {
+				return nil
+			}
+			_, err := hostport.SetHairpin(ctx, a.NetNS, a.IfName, 0)
+			return err
+		})
+	}
+	p.engine = engine.New(c)
+	return nil
+}
+
+// makeInstallation makes what keeps crinet's CNI configuration at the runtime.
+func (p *parts) makeInstallation(context.Context) error {
+	o := p.options
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("the crinet plugin belongs beside crinetd, which cannot be found: %w", err)
+	}
+	c := install.Config{
+		Log: p.log, Runtime: p.runtime, ConfDir: o.RuntimeCNIConfDir, BinDir: o.RuntimeCNIBinDir, Handlers: o.RuntimeHandlers,
+		Shim:   filepath.Join(filepath.Dir(self), install.PluginName),
+		Socket: filepath.Join(o.RunDir, cniSocket), NetworkConfDir: o.CNIConfDir,
+	}
+	if o.Noop() {
+		p.mirror = install.NewMirror(c)
+	} else {
+		p.keeper = install.NewKeeper(c)
+	}
+	return nil
+}
+
+func (p *parts) makeHooks(context.Context) (err error) {
+	p.report = &report.Source{
+		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
+		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice,
+	}
+	if p.mapsHostPorts() {
+		p.report.HostPorts = p.hostPorts
+	}
+	metrics, err := cri.NewMetrics(p.registry)
+	if err != nil {
+		return err
+	}
+	c := cri.Config{
+		Log: p.log, Engine: p.engine, Runtime: p.runtime, PodCIDRs: p.podCIDRs, Metrics: metrics, Remove: p.sandboxes.Remove,
+		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() },
+	}
+	if p.keeper != nil {
+		c.Installation = p.keeper
+	}
+	if p.noop != nil {
+		p.report.Plugin = p.noop.Name()
+	}
+	p.hooks = cri.New(c)
+	p.report.Ready = p.hooks.Ready
+	if p.cniHook, err = cnihook.New(cnihook.Config{Handler: p.engine, Log: p.log, Mark: p.mark, Send: failpoint.Send()}); err != nil {
+		return err
+	}
+	p.proxy, err = proxy.New(proxy.Config{
+		RuntimeEndpoint: p.options.ContainerRuntimeEndpoint, Runtime: p.conn, ImageEndpoint: p.options.ImageServiceEndpoint,
+		Hooks: failpoint.Hooks(p.hooks.Methods()), Log: p.log, Observe: metrics.ObserveCall,
+		Grace: max(p.options.ShutdownGrace, time.Millisecond),
+	})
+	return err
+}
+
+// notice is what an operator should know although the network is ready.
+func (p *parts) notice() string {
+	notices := []string{p.engine.Notice(), p.selection.Notice()}
+	if p.keeper != nil {
+		notices = append(notices, p.keeper.Notice())
+	}
+	return strings.Join(slices.DeleteFunc(notices, func(s string) bool { return s == "" }), "; ")
+}
+
+// register registers the metrics that are read where they are kept.
+func (p *parts) register(context.Context) error {
+	return errors.Join(
+		p.engine.Register(p.registry),
+		p.hooks.Register(p.registry),
+		p.report.Register(p.registry),
+		p.registry.Register(collectors.NewGoCollector()),
+		p.registry.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
+	)
+}
+
+// leases shows package dhcpd the journal and the engine's CHECK.
+type leases struct{ *parts }
+
+func (l leases) Attachments() ([]dhcpd.Attachment, error) {
+	records, err := l.engine.Records()
+	if err != nil {
+		return nil, err
+	}
+	var all []dhcpd.Attachment
+	for _, r := range records {
+		all = append(all, dhcpd.Attachment{Attachment: &r.Attachment, Pod: r.Pod.String(), Up: l.engine.Stands(r)})
+	}
+	return all, nil
+}
+
+func (l leases) Check(ctx context.Context, a dhcpd.Attachment) error {
+	return l.engine.Check(ctx, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/crinet-project/crinet/cni/pluginexec"
+	"github.com/crinet-project/crinet/internal/backoff"
+	"github.com/crinet-project/crinet/runtime/admin"
+)
+
+// orphanTimeout bounds the wait for the end of plugins that an earlier crinetd
+// left running.
+const orphanTimeout = 2 * time.Second
+
+const (
+	// firstAnswer bounds the wait for the runtime's first answer at the start.
+	firstAnswer = 2 * time.Second
+	// firstLoad bounds the wait for the runtime to load crinet's configuration.
+	firstLoad = time.Second
+)
+
+// serve recovers, makes the node ready and serves until ctx ends or a part fails.
+// The order matters: crinetd serves the runtime's calls before it asks the runtime,
+// whose answer may wait for crinet's answer to STATUS. It serves the kubelet last.
+func (p *parts) serve(ctx context.Context) error {
+	if err := p.recover(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	run := func(part func(context.Context)) {
+		group.Go(func() error { part(ctx); return nil })
+	}
+	if p.noop != nil {
+		ready := make(chan struct{})
+		run(func(ctx context.Context) { p.noop.Run(ctx, ready) })
+		<-ready
+	} else {
+		group.Go(func() error { return p.watcher.Run(ctx) })
+		run(p.chain.RunStatus)
+	}
+	run(p.dhcp.Run)
+	if err := p.serveHostPorts(ctx, run); err != nil {
+		return err
+	}
+	run(p.engine.Run)
+	endHook := p.serveRuntime(ctx, group)
+	run(p.runtime.Run)
+	p.install(ctx, run)
+	group.Go(func() error {
+		defer endHook()
+		return p.proxy.Serve(ctx, p.listeners[criSocket])
+	})
+	if err := p.serveOperators(ctx, group); err != nil {
+		return err
+	}
+	p.log.Info("crinetd serves", "version", version, "plugin", p.report.Plugin, "runDir", p.options.RunDir)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		p.log.Warn("crinetd has started, but the service manager does not know", "err", err)
+	}
+	err := group.Wait()
+	p.log.Info("crinetd ends")
+	return err
+}
+
+// install puts crinet's files where the runtime says that it looks, or under noop
+// takes them away. If the runtime is down, that happens when it is back.
+func (p *parts) install(ctx context.Context, run func(func(context.Context))) {
+	answered, cancel := context.WithTimeout(ctx, firstAnswer)
+	answer := p.runtime.Status(answered)
+	cancel()
+	if p.mirror != nil {
+		p.mirror.Keep()
+		run(p.mirror.Run)
+		return
+	}
+	p.keeper.Keep()
+	loaded, cancel := context.WithTimeout(ctx, firstLoad)
+	defer cancel()
+	for answer.Facts != nil && p.keeper.Ready() != nil && backoff.Sleep(loaded, 20*time.Millisecond) {
+		p.keeper.Keep()
+	}
+	run(p.keeper.Run)
+}
+
+// recover kills the plugins that an earlier crinetd left running when it died, so
+// that they do not go on while their work is undone. Then the engine recovers.
+func (p *parts) recover(ctx context.Context) error {
+	records, err := p.engine.Records()
+	if err != nil {
+		return err
+	}
+	attached := make(map[string]bool)
+	for _, r := range records {
+		attached[r.Attachment.ContainerID] = p.engine.Stands(r)
+	}
+	ctx, cancel := context.WithTimeout(ctx, orphanTimeout)
+	defer cancel()
+	killed, err := pluginexec.KillOrphans(ctx, p.mark, func(verb, id string) bool {
+		return verb == "ADD" && attached[id] // a daemon that a plugin started for a pod
+	})
+	if len(killed) > 0 {
+		p.log.Warn("plugins that an earlier crinetd had left running were killed", "processes", killed)
+	}
+	if err != nil {
+		p.log.Error("a plugin of an earlier crinetd still runs and may set up again what crinetd removes now; a reboot ends it", "err", err)
+	}
+	return p.engine.Recover()
+}
+
+// serveHostPorts makes the kernel's table equal to the journal and keeps it so. In
+// modes without a table it removes what an earlier run left. On a node that cannot
+// have the table, pods with hostPorts are refused and all others are served.
+func (p *parts) serveHostPorts(ctx context.Context, run func(func(context.Context))) error {
+	if !p.mapsHostPorts() {
+		if err := p.hostPorts.Remove(ctx); err != nil {
+			p.log.Warn("an earlier run may have left hostPort rules", "err", err)
+		}
+		return nil
+	}
+	pods, err := p.engine.MappedPods()
+	if err != nil {
+		return fmt.Errorf("hostPorts: %w", err)
+	}
+	if err := p.hostPorts.Sync(ctx, pods); err != nil {
+		p.log.Error("hostPorts are not all mapped; pods that need them may be refused", "err", err)
+	}
+	run(p.hostPorts.Run)
+	return nil
+}
+
+// serveRuntime serves the runtime's calls until end is called. They must be served
+// longer than ctx lasts: the kubelet's calls that finish in the grace need them.
+func (p *parts) serveRuntime(ctx context.Context, group *errgroup.Group) (end func()) {
+	hookCtx, end := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return p.cniHook.Serve(hookCtx, p.listeners[cniSocket]) })
+	return end
+}
+
+// serveOperators serves admin.sock, and metrics over TCP if they are asked for.
+func (p *parts) serveOperators(ctx context.Context, group *errgroup.Group) error {
+	metrics := promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{})
+	group.Go(func() error {
+		return admin.Serve(ctx, p.listeners[adminSocket], admin.Handler(p.report, metrics, p.log))
+	})
+	addr := p.options.MetricsBindAddress
+	if addr == "" {
+		return nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("--metrics-bind-address: %w", err)
+	}
+	group.Go(func() error { return admin.Serve(ctx, l, metrics) })
+	return nil
+}

@@ -1,0 +1,104 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/runtime/journal"
+)
+
+// ErrRefused marks errors of [Engine.Begin]: the pod cannot have a network now,
+// and nothing has been done for it.
+var ErrRefused = errors.New("pod refused")
+
+// Begin admits a pod that the runtime is about to be asked for: the network must
+// be ready and the hostPorts free. The ports are held until the flight's End.
+// Begin refuses at once, before anything exists; the error wraps ErrRefused.
+func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Mapping) (*Flight, error) {
+	if err := e.Ready(); err != nil {
+		return nil, fmt.Errorf("%w: pod %s: network not ready: %w", ErrRefused, pod, err)
+	}
+	release := func() {}
+	if e.hostPorts != nil && len(ports) > 0 {
+		reservation, err := e.hostPorts.Reserve(ctx, hostport.Pod{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Mappings: ports,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%w: pod %s: %w", ErrRefused, pod, err)
+		}
+		release = reservation.Release
+	}
+	flight := &Flight{engine: e, pod: pod, asked: true, release: release}
+	flight.deadline, _ = ctx.Deadline()
+	e.flights.add(flight)
+	flight.begin(StepCreate)
+	return flight, nil
+}
+
+// hostPortsOf returns the mappings that the runtime passes with ADD.
+func (e *Engine) hostPortsOf(call *Call) ([]hostport.Mapping, error) {
+	if e.hostPorts == nil || len(call.RuntimeConfig) == 0 {
+		return nil, nil
+	}
+	var config struct {
+		PortMappings []hostport.Request `json:"portMappings"`
+	}
+	if err := json.Unmarshal(call.RuntimeConfig, &config); err != nil {
+		return nil, fmt.Errorf("portMappings: %w", err)
+	}
+	return hostport.ParseMappings(config.PortMappings)
+}
+
+// mapPorts maps the hostPorts of a sandbox that has its addresses. The ports of
+// a sandbox that nobody asked crinetd for are admitted only now.
+func (e *Engine) mapPorts(ctx context.Context, r *journal.Record, flight *Flight) error {
+	if len(r.HostPorts) == 0 {
+		return nil
+	}
+	pod := portPod(r)
+	if !flight.asked {
+		reservation, err := e.hostPorts.Reserve(ctx, pod)
+		if err != nil {
+			return err
+		}
+		defer reservation.Release()
+	}
+	return e.hostPorts.Map(ctx, pod)
+}
+
+// unmapPorts takes the hostPorts of a sandbox away.
+func (e *Engine) unmapPorts(ctx context.Context, r *journal.Record) error {
+	if len(r.HostPorts) == 0 || e.hostPorts == nil {
+		return nil
+	}
+	return e.hostPorts.Unmap(ctx, r.Attachment.ContainerID)
+}
+
+// MappedPods returns the pods in the journal whose hostPorts must be mapped.
+func (e *Engine) MappedPods() ([]hostport.Pod, error) {
+	records, err := e.journal.Sandbox("")
+	if err != nil {
+		return nil, err
+	}
+	var pods []hostport.Pod
+	for _, r := range records {
+		if e.Stands(r) && len(r.HostPorts) > 0 {
+			pods = append(pods, portPod(r))
+		}
+	}
+	return pods, nil
+}
+
+func portPod(r *journal.Record) hostport.Pod {
+	pod := hostport.Pod{
+		SandboxID: r.Attachment.ContainerID, Namespace: r.Pod.Namespace, Name: r.Pod.Name, UID: r.Pod.UID,
+		Mappings: r.HostPorts, NetNS: r.Attachment.NetNS,
+	}
+	for _, prefix := range addresses(r.Attachment.Result) {
+		pod.IPs = append(pod.IPs, prefix.Addr())
+	}
+	return pod
+}
