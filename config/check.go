@@ -53,6 +53,8 @@ func (r *raw) checkNumbers() error {
 		return &UsageError{"--cni-status-grace", r.CNIStatusGrace.String(), "want 0s or more"}
 	case r.CNIGCInterval < 0:
 		return &UsageError{"--cni-gc-interval", r.CNIGCInterval.String(), "want 0s or more"}
+	case r.CNIFailedAdds < 0:
+		return &UsageError{"--cni-failed-adds-not-ready", strconv.Itoa(r.CNIFailedAdds), "want 0 or more"}
 	case r.CNIMaxChains < 0:
 		return &UsageError{"--cni-max-chains", strconv.Itoa(r.CNIMaxChains), "want 0 or more"}
 	case r.ShutdownGrace < 0:

@@ -153,6 +153,7 @@ func TestParseWrong(t *testing.T) {
 		{"--cni-timeout=-1s", "--cni-timeout", "-1s", "more than 0s"},
 		{"--cni-status-grace=-1s", "--cni-status-grace", "-1s", "0s or more"},
 		{"--cni-gc-interval=-1s", "--cni-gc-interval", "-1s", "0s or more"},
+		{"--cni-failed-adds-not-ready=-1", "--cni-failed-adds-not-ready", "-1", "0 or more"},
 		{"--cni-max-chains=-1", "--cni-max-chains", "-1", "0 or more"},
 		{"--shutdown-grace=-1s", "--shutdown-grace", "-1s", "0s or more"},
 		{"--cni-timeout=60", "--cni-timeout", "60", "a time such as"},

@@ -52,6 +52,7 @@ type Options struct {
 	CNIStatusGrace   time.Duration  // how long STATUS may fail before it counts
 	CNIGCInterval    time.Duration  // between garbage collections; 0: at the start only
 	CNIMaxChains     int            // plugin chains that run at once; 0: no limit
+	CNIFailedAdds    int            // ADDs that fail in a row before the node is not ready; 0: never
 
 	ContainerRuntimeEndpoint string
 	ImageServiceEndpoint     string

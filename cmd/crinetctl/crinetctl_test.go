@@ -66,6 +66,24 @@ func (s *source) Forget(_ context.Context, what admin.Forget) ([]admin.Pod, erro
 	return s.pods[1:], s.err
 }
 
+func (s *source) Try(context.Context) (admin.Trial, error) {
+	return admin.Trial{Network: "mynet", Addresses: []string{"10.10.0.9/16"}, Add: .1, Del: .2}, s.err
+}
+
+// A trial's outcome comes through admin.sock, and so does its failure.
+func TestTrial(t *testing.T) {
+	s := full()
+	client := admin.NewClient(filepath.Join(serve(t, s), "admin.sock"))
+	want, _ := s.Try(t.Context())
+	if trial, err := client.Try(t.Context()); err != nil || !cmp.Equal(trial, want) {
+		t.Errorf("the trial shows %+v, %v", trial, err)
+	}
+	s.err = errors.New("network mynet: no subnet.env")
+	if _, err := client.Try(t.Context()); err == nil || !strings.Contains(err.Error(), "no subnet.env") {
+		t.Errorf("a trial that fails = %v", err)
+	}
+}
+
 // serve serves a source as crinetd does, and returns its --run-dir.
 func serve(t *testing.T, s *source) (runDir string) {
 	t.Helper()

@@ -22,6 +22,7 @@ import (
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/internal/netns"
 	"github.com/crinet-project/crinet/noop"
 	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/cnihook"
@@ -48,6 +49,9 @@ const (
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 	// sysctlRoot is where the noop plugin's sysctls are.
 	sysctlRoot = "/proc/sys"
+	// netnsDir is where runtimes keep the network namespaces of pods, and where
+	// daemons of CNI plugins look for them.
+	netnsDir = "/run/netns"
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
 )
@@ -240,6 +244,7 @@ func (p *parts) makeEngine(context.Context) error {
 		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
+		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds,
 	}
 	if o.Noop() {
 		// The CNI plugin undoes what an earlier run set up.
@@ -339,6 +344,13 @@ func (p *parts) register(context.Context) error {
 		p.registry.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 	)
 }
+
+// namespaces makes the network namespaces of trials.
+type namespaces struct{}
+
+func (namespaces) Path(name string) string  { return filepath.Join(netnsDir, name) }
+func (n namespaces) Make(name string) error { return netns.Make(n.Path(name)) }
+func (namespaces) Remove(path string) error { return netns.Remove(path) }
 
 // leases shows package dhcpd the journal and the engine's CHECK.
 type leases struct{ *parts }

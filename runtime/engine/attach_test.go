@@ -182,7 +182,8 @@ func TestJournalFailingAfterAddUndoes(t *testing.T) {
 	if _, err := n.Attach(t.Context(), call("a")); !errors.Is(err, errFake) {
 		t.Errorf("Add = %v, want the journal's failure", err)
 	}
-	if diff := cmp.Diff([]string{"ADD a", "DEL a"}, n.plugin.log()); diff != "" {
+	// The queue may have called DEL once more by now, to be rid of the record.
+	if diff := cmp.Diff([]string{"ADD a", "DEL a"}, n.plugin.log()[:2]); diff != "" {
 		t.Errorf("plugin calls (-want +got):\n%s", diff)
 	}
 	n.journal.set(nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/crinet-project/crinet/cni"
@@ -52,7 +53,9 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	log := e.log.With("pod", r.Pod, "sandbox", r.Attachment.ContainerID, "network", r.Attachment.Network, "netns", r.Attachment.NetNS)
 	start := e.now()
 	err := e.tearDown(ctx, r)
-	e.metrics.plugin("DEL", err, e.now().Sub(start))
+	if !r.Trial {
+		e.metrics.plugin("DEL", err, e.now().Sub(start))
+	}
 	if err != nil {
 		r.State, r.Tries, r.LastError = journal.Detaching, r.Tries+1, err.Error()
 		if putErr := e.journal.Put(r); putErr != nil {
@@ -70,7 +73,11 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 		e.queue.add(r)
 		return nil
 	}
-	log.Info("pod's network removed", "tries", r.Tries+1, "took", e.now().Sub(start))
+	level := slog.LevelInfo
+	if r.Trial {
+		level = slog.LevelDebug
+	}
+	log.Log(ctx, level, "pod's network removed", "tries", r.Tries+1, "took", e.now().Sub(start))
 	return nil
 }
 
@@ -94,7 +101,10 @@ func (e *Engine) tearDown(ctx context.Context, r *journal.Record) error {
 	if r.BootID != e.bootID || !isNetNS(a.NetNS) {
 		a.NetNS = "" // CNI spec, section DEL: the namespace is gone
 	}
-	return plugin.TearDownPod(ctx, &a)
+	if err := plugin.TearDownPod(ctx, &a); err != nil || !r.Trial {
+		return err
+	}
+	return e.namespaces.Remove(r.Attachment.NetNS) // the runtime removes those of pods
 }
 
 // detachUnknown handles a sandbox that nobody has a record of: it was networked

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -35,6 +37,12 @@ type Config struct {
 	// StatusUnderWay says whether the selected network's STATUS is being run; nil
 	// means never.
 	StatusUnderWay func() bool
+	// FailedAdds is how many ADDs in a row may fail before new pods are refused
+	// until a trial succeeds; 0 never refuses them.
+	FailedAdds int
+	// Namespaces are for trials; nil if there are none, neither now nor in the
+	// journal.
+	Namespaces Namespaces
 	// Cache is the plugins' own record of attachments; nil if they keep none.
 	Cache OwnCache
 	// RuntimeCache is the container runtime's own record of attachments: of pods
@@ -66,6 +74,9 @@ type Engine struct {
 	gcEvery   time.Duration
 
 	statusUnderWay func() bool
+	namespaces     Namespaces
+	trialName      string        // of the trials' namespace and container
+	trying         chan struct{} // holds a token during a trial
 
 	locks    locks
 	flights  flights
@@ -85,6 +96,7 @@ func New(c Config) *Engine {
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
 		hostPorts: c.HostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
+		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),
 	}
 	for _, p := range append(c.Others, c.Plugin) {
@@ -96,7 +108,21 @@ func New(c Config) *Engine {
 
 // Ready says whether new pods can get a network; the error is the reason. It
 // answers from memory.
-func (e *Engine) Ready() error { return e.selected.Status() }
+func (e *Engine) Ready() error {
+	if err := e.selected.Status(); err != nil || e.failures.limit == 0 {
+		return err
+	}
+	return e.failures.refusal(e.network())
+}
+
+// network is the name of the network that is selected; empty if there is none.
+func (e *Engine) network() string {
+	plan, err := e.selected.Plan(cni.Attachment{})
+	if err != nil {
+		return ""
+	}
+	return plan.Network
+}
 
 // Status is the answer to the runtime's STATUS. While the selected network's own
 // STATUS is under way, crinet answers for itself alone: a plugin that delegates
@@ -129,15 +155,13 @@ func (c *Call) Key() journal.Key {
 	return journal.Key{ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
-// Run sweeps and collects garbage until ctx ends, and then cuts off the queue.
-// What is left to be undone stays in the journal.
+// Run sweeps, collects garbage and tries networks that fail until ctx ends, and
+// then cuts off the queue. What is left to be undone stays in the journal.
 func (e *Engine) Run(ctx context.Context) {
 	defer e.queue.close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		e.runGC(ctx)
-	}()
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() { e.runGC(ctx) })
+	parts.Go(func() { e.runTrials(ctx) })
 	e.runSweeper(ctx)
-	<-done
 }

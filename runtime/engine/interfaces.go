@@ -62,6 +62,16 @@ type HostPorts interface {
 	Unmap(ctx context.Context, sandboxID string) error
 }
 
+// Namespaces makes network namespaces of crinetd's own, for trials.
+type Namespaces interface {
+	// Path is where the namespace of a name is, or will be.
+	Path(name string) string
+	// Make makes the namespace of a name.
+	Make(name string) error
+	// Remove removes the namespace at path. It may be called again.
+	Remove(path string) error
+}
+
 // Hairpin lets the pod of an attachment reach itself through the node.
 type Hairpin func(context.Context, *cni.Attachment) error
 
