@@ -38,8 +38,8 @@ type Options struct {
 	RuntimeConfDir string
 	// ContainerdCNI is TOML that is added to the CNI settings of containerd.
 	ContainerdCNI string
-	// DebianContainerd has the node run Debian's containerd, which is older.
-	DebianContainerd bool
+	// Containerd is the containerd that the node runs.
+	Containerd Containerd
 	// Supervise has containerd started again when it ends by itself, as a
 	// service manager does.
 	Supervise bool
@@ -151,8 +151,8 @@ func (n *Node) startInit(ctx context.Context) error {
 
 func (n *Node) openNamespaces() error {
 	path := n.kit.tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	if n.options.DebianContainerd {
-		path = n.kit.debianContainerd() + ":" + path
+	if n.options.Containerd != Containerd24 {
+		path = n.kit.containerd(n.options.Containerd) + ":" + path
 	}
 	n.Place = &Place{name: "node", path: path}
 	for name, file := range map[string]**os.File{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
