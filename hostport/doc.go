@@ -153,10 +153,12 @@
 // a forward policy of drop, stay in force. Without bridge-nf-call-iptables, pods of one
 // bridge reach each other by the node's address from Linux 5.7 on.
 //
-// A NodePort of kube-proxy in IPVS mode is on the node's own addresses and takes
-// effect after our rules: a hostPort of the same number wins. In the modes iptables
-// and nftables the NodePort wins. hostPorts outside of the API server's
-// --service-node-port-range never meet NodePorts.
+// NodePorts win over hostPorts of the same number. In kube-proxy's modes iptables and
+// nftables that is by the order of rules. IPVS translates after our rules: there the
+// ipsets are read in which kube-proxy keeps NodePorts. A pod that wants one is
+// refused, or with [Warn] the mapping is left out. A mapping that is older than the
+// NodePort is left out as well: [nodePortDelay] after kube-proxy has changed addresses
+// on kube-ipvs0, or else at the next check.
 //
 // Linux 5.2 or newer is needed, with nft_fib_inet, nft_ct, nft_nat and nft_masq.
 // Without nf_conntrack_netlink older UDP and SCTP flows are not ended, without

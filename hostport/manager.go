@@ -90,6 +90,10 @@ type Manager struct {
 	// recorded are the interfaces on which crinet switched route_localnet on and has
 	// not switched it off; saved is what Records has of them.
 	recorded, saved map[string]struct{}
+	// nodePorts are those of kube-proxy in IPVS mode, each with its ipset.
+	// nodePortTrouble is why they could not be read when that was tried last.
+	nodePorts       map[kernel.NodePort]string
+	nodePortTrouble string
 	// stuck is why route_localnet could not be switched off when it was tried last.
 	stuck error
 	// managing is set between Sync and Remove.
@@ -102,7 +106,8 @@ type Manager struct {
 type mapped struct {
 	owner *owner
 	pod   Pod
-	need  need
+	full  need // what the pod needs
+	need  need // that, less what it must leave to others
 }
 
 // New makes a Manager. It does not touch the kernel.

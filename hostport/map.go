@@ -46,11 +46,12 @@ func (m *Manager) mapPod(ctx context.Context, pod Pod) ([]Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.warn(ctx, pod, needed)
-	next := &mapped{owner: ownerOf(pod), pod: pod, need: needed}
+	next := &mapped{owner: ownerOf(pod), pod: pod, full: needed}
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	next.need = m.yielding(needed)
+	m.warn(ctx, pod, next.need)
 	if !m.managing { // with trouble, a try may succeed
 		return nil, m.available()
 	}

@@ -119,6 +119,7 @@ func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err err
 }
 
 func (m *Manager) settleAll(ctx context.Context) (changed string, err error) {
+	m.readNodePorts(ctx)
 	err = m.readProtected()
 	if err == nil {
 		changed, err = m.settle(ctx, m.allInterfaces(), true)

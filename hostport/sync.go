@@ -28,6 +28,7 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 	if err := m.loadRecord(); err != nil {
 		wrong.add(err)
 	}
+	m.readNodePorts(ctx)
 	for _, pod := range pods {
 		if err := m.recall(ctx, pod); err != nil {
 			wrong.add(fmt.Errorf("%s: %w", pod, err))
@@ -60,13 +61,13 @@ func (m *Manager) recall(ctx context.Context, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	m.warn(ctx, pod, needed)
-	next := &mapped{owner: ownerOf(pod), pod: pod, need: needed}
+	next := &mapped{owner: ownerOf(pod), pod: pod, full: needed, need: m.yielding(needed)}
+	m.warn(ctx, pod, next.need)
 	own := func(o *owner) bool { return o.sandbox == "" && o.identity == next.owner.identity }
 	if err := m.claims.check(pod.Mappings, own); err != nil {
 		return err
 	}
-	m.desired.set(pod.SandboxID, needed)
+	m.desired.set(pod.SandboxID, next.need)
 	m.adopt(next)
 	return nil
 }
