@@ -172,14 +172,16 @@ func (m *Manager) available() error {
 	return nil
 }
 
-// Count returns how many pods have mappings, and how many mappings these are.
+// Count returns how many pods have mappings of ours, and how many these are.
 func (m *Manager) Count() (pods, mappings int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.pods {
-		mappings += len(p.pod.Mappings)
+		if !p.pod.Foreign {
+			pods, mappings = pods+1, mappings+len(p.pod.Mappings)
+		}
 	}
-	return len(m.pods), mappings
+	return pods, mappings
 }
 
 // forget empties the memory, but for reservations and the record of interfaces.

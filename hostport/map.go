@@ -16,6 +16,7 @@ import (
 // Afterwards the UDP and SCTP flows that came to the ports before are deleted from
 // connection tracking; should that fail, the mapping stands, and the error says
 // so. On a kernel that cannot delete flows at all it is not an error, see Report.
+// The ports of a pod that is Foreign are held only.
 func (m *Manager) Map(ctx context.Context, pod Pod) error {
 	if pod.SandboxID == "" {
 		return fmt.Errorf("map the hostPorts of %s: it has no sandbox ID", pod)
@@ -29,6 +30,9 @@ func (m *Manager) Map(ctx context.Context, pod Pod) error {
 	changed, err := m.mapPod(ctx, pod)
 	if err != nil {
 		return fmt.Errorf("map the hostPorts of %s: %w", pod, err)
+	}
+	if pod.Foreign {
+		return nil
 	}
 	if err := m.endFlows(ctx, flowChange{mappings: changed, pod: pod}); err != nil {
 		return fmt.Errorf("the hostPorts of %s are mapped, but older flows were not ended: %w", pod, err)
@@ -82,6 +86,9 @@ func (m *Manager) Unmap(ctx context.Context, sandboxID string) error {
 	}
 	m.mu.Unlock()
 	if old == nil {
+		return nil
+	}
+	if err == nil && old.pod.Foreign {
 		return nil
 	}
 	if err != nil {

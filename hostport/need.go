@@ -32,6 +32,9 @@ type need struct {
 // serve is an error.
 func needOf(pod Pod, known facts) (need, error) {
 	var n need
+	if pod.Foreign {
+		return n, nil
+	}
 	comment := commentOf(pod)
 	served := make([]bool, len(pod.Mappings))
 	for i, f := range families() {

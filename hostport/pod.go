@@ -18,6 +18,9 @@ type Pod struct {
 	// NetNS is the path of the pod's network namespace. It may be empty: then it is
 	// not known whether the pod's interface keeps the node from reaching it.
 	NetNS string
+	// Foreign says that somebody else maps the ports, such as the plugin portmap.
+	// They are held against other pods, and the kernel is left alone.
+	Foreign bool
 }
 
 func (p Pod) identity() identity { return identity{p.Namespace, p.Name, p.UID} }

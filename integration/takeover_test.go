@@ -101,6 +101,12 @@ func TestTakeOver(t *testing.T) {
 		}
 		return adopted == takeoverPods
 	})
+	// Their ports are theirs, by portmap's rules.
+	n.refused(client, n.withPorts("rival", bothPorts("", 9000)...), "default/"+pods[0].Config.GetMetadata().GetName())
+	n.ok(n.KillCrinetd())
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.awaitNetwork(client, true)
+	n.refused(client, n.withPorts("rival", bothPorts("", 9000)...), "default/"+pods[0].Config.GetMetadata().GetName())
 	// Another network is what new pods get; the old ones leave by their own.
 	n.ok(n.replaceConf("10-portmapped.conflist", dualBridge))
 	n.awaitLive("another network", "dual", cleanTimeout)

@@ -77,7 +77,8 @@ func (e *Engine) unmapPorts(ctx context.Context, r *journal.Record) error {
 	return e.hostPorts.Unmap(ctx, r.Attachment.ContainerID)
 }
 
-// MappedPods returns the pods in the journal whose hostPorts must be mapped.
+// MappedPods returns the pods in the journal whose hostPorts must be mapped, or
+// held for the plugin that mapped them.
 func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 	records, err := e.journal.Sandbox("")
 	if err != nil {
@@ -95,7 +96,7 @@ func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 func portPod(r *journal.Record) hostport.Pod {
 	pod := hostport.Pod{
 		SandboxID: r.Attachment.ContainerID, Namespace: r.Pod.Namespace, Name: r.Pod.Name, UID: r.Pod.UID,
-		Mappings: r.HostPorts, NetNS: r.Attachment.NetNS,
+		Mappings: r.HostPorts, NetNS: r.Attachment.NetNS, Foreign: r.Adopted,
 	}
 	for _, prefix := range addresses(r.Attachment.Result) {
 		pod.IPs = append(pod.IPs, prefix.Addr())
