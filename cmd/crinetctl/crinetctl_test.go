@@ -255,6 +255,34 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// With bin dirs validate says what crinetd would: plugins that are missing, and
+// warnings. A network that leads back to crinet is none in any case.
+func TestValidateWithPlugins(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	plugin := "#!/bin/sh\necho '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}'\n"
+	if err := os.WriteFile(filepath.Join(dir, "azure-vnet"), []byte(plugin), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const conf = "testdata/conf/"
+	for _, tt := range []struct {
+		args   []string
+		want   string
+		usable bool
+	}{
+		{[]string{conf + "azure.conflist"}, "azure-vnet", true},
+		{[]string{conf + "azure.conflist", "--cni-bin-dir", dir}, "IPAM plugin azure-cns is no executable in " + dir, true},
+		{[]string{conf + "ranges.conflist", "--cni-bin-dir", dir + ",/nonexistent"}, "plugin bridge is not in " + dir + ", /nonexistent", false},
+		{[]string{conf + "loop.conflist"}, "leads back to crinet", false},
+	} {
+		var out strings.Builder
+		err := run(t.Context(), append([]string{"validate"}, tt.args...), &out)
+		if (err == nil) != tt.usable || !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%q: %v, want usable: %t, and %q in\n%s", tt.args, err, tt.usable, tt.want, out.String())
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	broken := serve(t, &source{err: errors.New("the journal is gone")})

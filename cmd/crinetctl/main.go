@@ -51,13 +51,14 @@ type options struct {
 	runDir string
 	output string
 	reason string
+	binDir string
 }
 
 func commands() []command {
 	return []command{
 		{"status", "the selected network and why, whether it is ready and why not, networks, files, last reloads", status},
-		{"probe", "the plugins in the bin dirs: CNI versions, what they shadow, why some cannot be used", probe},
-		{"validate", "FILE...: whether CNI network configurations are valid; needs no crinetd; exit code 1 if one is not", validate},
+		{"probe", "the plugins in the bin dirs: CNI versions, what they shadow, why some cannot be used", showProbe},
+		{"validate", "FILE...: whether CNI network configurations can be used; needs no crinetd; exit code 1 if one cannot", validate},
 		{"forget", "SANDBOX --reason=TEXT: give up a pod's network whose removal can never work; what it holds stays on the node", forget},
 		{"pods", "the pods that crinetd has networked: network, addresses, hostPorts, the four steps' times", pods},
 	}
@@ -70,6 +71,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	flags.StringVar(&o.runDir, "run-dir", "/run/crinet", "crinetd's --run-dir, where admin.sock is")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
 	flags.StringVar(&o.reason, "reason", "", "with forget: why, for crinetd's log")
+	flags.StringVar(&o.binDir, "cni-bin-dir", "", "with validate: look too whether the plugins are there, in these directories, separated by commas")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	flags.Usage = func() {}
 	err := flags.Parse(args)
@@ -132,7 +134,7 @@ func status(ctx context.Context, o options, args []string, stdout io.Writer) err
 	return printStatus(stdout, s)
 }
 
-func probe(ctx context.Context, o options, args []string, stdout io.Writer) error {
+func showProbe(ctx context.Context, o options, args []string, stdout io.Writer) error {
 	if err := noArgs("probe", args); err != nil {
 		return err
 	}

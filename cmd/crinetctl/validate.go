@@ -6,20 +6,26 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/probe"
 )
+
+// probeTime bounds the wait for plugins to tell their versions.
+const probeTime = 10 * time.Second
 
 // validation is the result for one file.
 type validation struct {
 	File  string `json:"file"`
 	Valid bool   `json:"valid"`
-	// The fields from here to NeedsPodCIDR describe a valid file.
+	// The fields from here to Warnings describe a valid file.
 	Network      string   `json:"network,omitempty"`
 	CNIVersions  []string `json:"cniVersions,omitempty"`
 	Plugins      []string `json:"plugins,omitempty"`
 	Capabilities []string `json:"capabilities,omitempty"`
 	NeedsPodCIDR bool     `json:"needsPodCIDR,omitempty"`
+	Warnings     []string `json:"warnings,omitempty"`
 	// BrokenFile, Line, Col and Reason say what is wrong, and where: File itself
 	// or a file in the network's folder.
 	BrokenFile string `json:"brokenFile,omitempty"`
@@ -29,21 +35,24 @@ type validation struct {
 }
 
 // validate checks files without a daemon. It returns an error if one is not valid.
-func validate(_ context.Context, o options, args []string, stdout io.Writer) error {
+func validate(ctx context.Context, o options, args []string, stdout io.Writer) error {
 	if len(args) == 0 {
 		return usageError{errors.New("validate: which FILE?")}
 	}
+	look, stop := o.plugins(ctx)
+	defer stop()
 	var all []validation
 	bad := 0
 	for _, file := range args {
 		v := validation{File: file}
-		valid, problem := config.ValidateFile(file)
+		valid, problem := config.ValidateFile(file, look)
 		if problem != nil {
 			bad++
 			v.BrokenFile, v.Line, v.Col, v.Reason = problem.File, problem.Line, problem.Col, problem.Reason
 		} else {
 			v.Valid, v.Network, v.CNIVersions, v.Plugins = true, valid.Network, valid.CNIVersions, valid.Plugins
 			v.Capabilities, v.NeedsPodCIDR = valid.Capabilities, valid.NeedsPodCIDR
+			v.Warnings = valid.Warnings
 		}
 		all = append(all, v)
 	}
@@ -60,6 +69,16 @@ func validate(_ context.Context, o options, args []string, stdout io.Writer) err
 	return nil
 }
 
+// plugins looks at plugins in the directories of --cni-bin-dir; it is nil without.
+// stop ends what it runs.
+func (o options) plugins(ctx context.Context) (look func(types []string) (*probe.Plugins, error), stop func()) {
+	if o.binDir == "" {
+		return nil, func() {}
+	}
+	prober := probe.New(strings.Split(o.binDir, ","), probe.Config{})
+	return func(types []string) (*probe.Plugins, error) { return prober.Probe(ctx, types, probeTime) }, prober.Stop
+}
+
 func printValidations(stdout io.Writer, all []validation) error {
 	var good, bad []string
 	for _, v := range all {
@@ -67,12 +86,12 @@ func printValidations(stdout io.Writer, all []validation) error {
 			bad = append(bad, place(v.BrokenFile, v.Line, v.Col)+": "+v.Reason)
 			continue
 		}
-		note := ""
+		notes := v.Warnings
 		if v.NeedsPodCIDR {
-			note = "needs the node's pod CIDR"
+			notes = append([]string{"needs the node's pod CIDR"}, notes...)
 		}
 		good = append(good, strings.Join([]string{v.File, v.Network, strings.Join(v.CNIVersions, ","),
-			strings.Join(v.Plugins, ","), orNone(strings.Join(v.Capabilities, ",")), note}, "\t"))
+			strings.Join(v.Plugins, ","), orNone(strings.Join(v.Capabilities, ",")), strings.Join(notes, "; ")}, "\t"))
 	}
 	w := newTable(stdout)
 	if len(good) > 0 {

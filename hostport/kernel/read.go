@@ -111,32 +111,44 @@ func (k *Kernel) Intact() (why string, err error) {
 		if errors.Is(err, unix.ENOENT) {
 			return "the table is gone", nil
 		}
-		if err != nil || why != "" {
-			return why, err
+		if err != nil {
+			return "", err
+		}
+		if why != "" {
+			return why, nil
 		}
 	}
 	return "", nil
 }
 
-func (c *tableConn) tableIntact() (string, error) {
-	replies, err := c.dump(unix.NFT_MSG_GETTABLE)
-	if err != nil {
-		return "", err
-	}
+// list reads a list of nftables and visits the attributes of each answer.
+func (c *tableConn) list(message int, visit func(map[uint16][]byte) error, about ...netlink.Attribute) error {
+	replies, err := c.dump(message, about...)
 	for _, r := range replies {
-		a, err := attributes(r)
 		if err != nil {
-			return "", err
+			break
 		}
-		if text(a[unix.NFTA_TABLE_NAME]) != c.layout.name {
-			continue
+		var a map[uint16][]byte
+		if a, err = attributes(r); err == nil {
+			err = visit(a)
 		}
-		if number(a[unix.NFTA_TABLE_FLAGS]) != 0 { // such as dormant
-			return "the table has flags", nil
-		}
-		return "", nil
 	}
-	return "the table is gone", nil
+	return err
+}
+
+func (c *tableConn) tableIntact() (why string, err error) {
+	why = "the table is gone"
+	err = c.list(unix.NFT_MSG_GETTABLE, func(a map[uint16][]byte) error {
+		if text(a[unix.NFTA_TABLE_NAME]) != c.layout.name {
+			return nil
+		}
+		why = ""
+		if number(a[unix.NFTA_TABLE_FLAGS]) != 0 { // such as dormant
+			why = "the table has flags"
+		}
+		return nil
+	})
+	return why, err
 }
 
 func (c *tableConn) setsIntact() (string, error) {
@@ -149,20 +161,13 @@ func (c *tableConn) setsIntact() (string, error) {
 		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), s.DataType.GetNFTMagic()}
 	}
 	got := make(map[string][3]uint32)
-	replies, err := c.dump(unix.NFT_MSG_GETSET, attribute(unix.NFTA_SET_TABLE, c.layout.name))
-	if err != nil {
-		return "", err
-	}
-	for _, r := range replies {
-		a, err := attributes(r)
-		if err != nil {
-			return "", err
-		}
+	err := c.list(unix.NFT_MSG_GETSET, func(a map[uint16][]byte) error {
 		got[text(a[unix.NFTA_SET_NAME])] = [3]uint32{
 			number(a[unix.NFTA_SET_FLAGS]), number(a[unix.NFTA_SET_KEY_TYPE]), number(a[unix.NFTA_SET_DATA_TYPE]),
 		}
-	}
-	return difference("set", want, got), nil
+		return nil
+	}, attribute(unix.NFTA_SET_TABLE, c.layout.name))
+	return difference("set", want, got), err
 }
 
 // hook is what a base chain hangs on.
@@ -182,28 +187,18 @@ func (c *tableConn) chainsIntact() (string, error) {
 	}
 	got := make(map[string]hook)
 	// The kernel lists the chains of all tables of the family here.
-	replies, err := c.dump(unix.NFT_MSG_GETCHAIN)
-	if err != nil {
-		return "", err
-	}
-	for _, r := range replies {
-		a, err := attributes(r)
-		if err != nil {
-			return "", err
-		}
+	err := c.list(unix.NFT_MSG_GETCHAIN, func(a map[uint16][]byte) error {
 		if text(a[unix.NFTA_CHAIN_TABLE]) != c.layout.name {
-			continue
+			return nil
 		}
 		h, err := attributes(a[unix.NFTA_CHAIN_HOOK])
-		if err != nil {
-			return "", err
-		}
 		got[text(a[unix.NFTA_CHAIN_NAME])] = hook{
 			text(a[unix.NFTA_CHAIN_TYPE]), number(h[unix.NFTA_HOOK_HOOKNUM]),
 			number(h[unix.NFTA_HOOK_PRIORITY]), number(a[unix.NFTA_CHAIN_POLICY]),
 		}
-	}
-	return difference("chain", want, got), nil
+		return err
+	})
+	return difference("chain", want, got), err
 }
 
 // difference names one entry that is wrong, too much or missing.
