@@ -154,8 +154,9 @@
 // bridge reach each other by the node's address from Linux 5.7 on.
 //
 // NodePorts win over hostPorts of the same number. In kube-proxy's modes iptables and
-// nftables that is by the order of rules. IPVS translates after our rules: there the
-// ipsets are read in which kube-proxy keeps NodePorts. A pod that wants one is
+// nftables that is by the order of rules. IPVS translates after our rules: there,
+// that is where a protected interface exists, the ipsets are read in which kube-proxy
+// keeps NodePorts. A pod that wants one is
 // refused, or with [Warn] the mapping is left out. A mapping that is older than the
 // NodePort is left out as well: [nodePortDelay] after kube-proxy has changed addresses
 // on kube-ipvs0, or else at the next check.
