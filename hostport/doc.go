@@ -156,10 +156,9 @@
 // NodePorts win over hostPorts of the same number. In kube-proxy's modes iptables and
 // nftables that is by the order of rules. IPVS translates after our rules: there,
 // that is where a protected interface exists, the ipsets are read in which kube-proxy
-// keeps NodePorts. A pod that wants one is
-// refused, or with [Warn] the mapping is left out. A mapping that is older than the
-// NodePort is left out as well: [nodePortDelay] after kube-proxy has changed addresses
-// on kube-ipvs0, or else at the next check.
+// keeps NodePorts. A pod that wants one is refused, or with [Warn] the mapping is left
+// out. A mapping that is older than the NodePort is left out as well, two seconds after
+// kube-proxy has changed addresses on kube-ipvs0, or else at the next check.
 //
 // Linux 5.2 or newer is needed, with nft_fib_inet, nft_ct, nft_nat and nft_masq.
 // Without nf_conntrack_netlink older UDP and SCTP flows are not ended, without

@@ -58,7 +58,10 @@ func (e *Engine) try(ctx context.Context) (*Trial, error) {
 		return nil, fmt.Errorf("waiting for another trial to end: %w", context.Cause(ctx))
 	}
 	key := journal.Key{ContainerID: e.trialName, IfName: defaultIfName}
-	call := &Call{ContainerID: key.ContainerID, NetNS: e.namespaces.Path(e.trialName), IfName: key.IfName}
+	call := &Call{
+		ContainerID: key.ContainerID, NetNS: e.namespaces.Path(e.trialName), IfName: key.IfName,
+		Pod: journal.Pod{Namespace: "crinet", Name: "trial", UID: e.trialName}, // no pod's
+	}
 	unlock, err := e.locks.lock(ctx, key, "ADD")
 	if err != nil {
 		return nil, err
@@ -101,7 +104,7 @@ func (e *Engine) planTrial(call *Call) (*journal.Record, error) {
 	}
 	record := &journal.Record{
 		State: journal.Attaching, Plugin: e.selected.Name(), Trial: true, Attachment: *attachment,
-		Pod: journal.Pod{Namespace: "crinet", Name: "trial"}, BootID: e.bootID, Created: e.now().UTC(),
+		Pod: call.Pod, BootID: e.bootID, Created: e.now().UTC(),
 	}
 	if record.Attachment.Note, err = note(record); err != nil {
 		return nil, err
