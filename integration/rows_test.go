@@ -130,7 +130,7 @@ func TestGarbageCollectionUnderChurn(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("GC completed %v times while %d pods came and went, want 3", collected()-before, pods)
 		}
-		n.each(8, 4, func(i int) error {
+		n.each(8, 2, func(i int) error {
 			pod, err := client.RunPod(n.ctx, n.PodConfig(fmt.Sprintf("churn-%d", pods+i)))
 			if err != nil {
 				return err

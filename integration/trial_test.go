@@ -1,14 +1,20 @@
 package integration_test
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/crinet-project/crinet/integration/testplugin/script"
 )
 
 // trialName begins the names of crinetd's own attachments.
 const trialName = "crinet-trial-"
+
+// trialWait is longer than crinetd waits from one trial to the next.
+const trialWait = time.Minute
 
 // Review row A24: a network without STATUS whose ADDs fail makes the node not
 // ready, if a flag says so, until an attachment of crinetd's own works. That one
@@ -30,7 +36,12 @@ func TestFailedAddsTakeReadinessAway(t *testing.T) {
 	}
 	fails()
 	n.setRules(script.Rule{Verb: "ADD", Do: script.Hang})
-	n.eventually("a trial hangs", func() bool { return n.trials(script.Hang) == 1 })
+	n.awaitOK(trialWait, func() error {
+		if hung := n.trials(script.Hang); hung != 1 {
+			return fmt.Errorf("%d trials hang, want one", hung)
+		}
+		return nil
+	})
 	if states, err := n.PodStates(n.ctx); err != nil || len(states) != 0 {
 		t.Errorf("crinetctl pods shows a trial: %+v, %v", states, err)
 	}
@@ -49,6 +60,13 @@ func TestFailedAddsTakeReadinessAway(t *testing.T) {
 	n.awaitNetwork(client, true)
 	fails()
 	n.setRules()
+	n.awaitOK(trialWait, func() error {
+		condition, err := client.NetworkReady(n.ctx)
+		if err == nil && !condition.GetStatus() {
+			err = errors.New(condition.GetMessage())
+		}
+		return err
+	})
 	n.worksAgain(client, "mended")
 	if failures, err := n.Metric(n.ctx, "crinet_add_failures_in_a_row"); err != nil || failures != 0 {
 		t.Errorf("after the mend %v ADDs have failed in a row, %v", failures, err)
