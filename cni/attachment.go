@@ -29,6 +29,8 @@ type Attachment struct {
 	// CapabilityArgs are the runtimeConfig values by capability (CNI
 	// conventions, "Dynamic Plugin specific fields").
 	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
+	// Builtin are the plugins of the list that crinetd runs itself.
+	Builtin []Builtin `json:"builtin,omitempty"`
 	// Result is what ADD returned, in the list's CNI version; empty before.
 	Result json.RawMessage `json:"result,omitempty"`
 	// CacheDir is the libcni cache that holds the attachment's entry, if that is
