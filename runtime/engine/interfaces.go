@@ -51,14 +51,16 @@ type Sandboxes interface {
 	Has(ctx context.Context, id string) (bool, error)
 }
 
-// HostPorts maps the hostPorts of pods (package hostport).
+// HostPorts maps the hostPorts of pods and masquerades their addresses (package
+// hostport).
 type HostPorts interface {
 	// Reserve holds a pod's ports while its sandbox is in the making, or says
 	// who has them.
 	Reserve(context.Context, hostport.Pod) (*hostport.Reservation, error)
-	// Map maps the ports of a sandbox that has addresses.
+	// Map maps the ports of a sandbox that has addresses, and masquerades those.
 	Map(context.Context, hostport.Pod) error
-	// Unmap takes the mappings of a sandbox away. It may be called again.
+	// Unmap takes away what Map did for a sandbox. It may be called again, and for a
+	// sandbox that has nothing.
 	Unmap(ctx context.Context, sandboxID string) error
 }
 
