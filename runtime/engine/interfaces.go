@@ -33,9 +33,10 @@ type NetworkPlugin interface {
 
 // Journal keeps records of attachments over restarts (package journal).
 type Journal interface {
+	// Put stores a record so that it survives the end of crinetd, kill -9 included.
 	Put(*journal.Record) error
-	// PutLater is Put whose outcome comes on the channel.
-	PutLater(*journal.Record) <-chan error
+	// PutDurable is Put, and survives a loss of power as well.
+	PutDurable(*journal.Record) error
 	Delete(journal.Key) error
 	Get(journal.Key) (*journal.Record, error)
 	// Sandbox returns the records of sandboxes whose id begins with prefix; all
