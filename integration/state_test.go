@@ -105,7 +105,7 @@ func TestFullDisk(t *testing.T) {
 			up = append(up, pod)
 		}
 	}
-	if refused == nil || !strings.Contains(refused.Error(), "no space left on device") || !strings.Contains(refused.Error(), journalFile) {
+	if refused == nil || !strings.Contains(refused.Error(), "no space left on device") || !strings.Contains(refused.Error(), stateDir) {
 		t.Errorf("after %d pods, a pod that cannot be journalled is answered with %v, want the reason and the file", len(up), refused)
 	}
 	t.Logf("%d pods were journalled in the room that the file had, then: %v", len(up), refused)

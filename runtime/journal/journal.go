@@ -83,11 +83,12 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 	path := filepath.Join(dir, fileName)
 	j, err = openBoth(path, log)
 	if err != nil && damaged(err) {
-		moved = fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+		suffix := ".damaged-" + time.Now().UTC().Format("20060102T150405.000")
+		moved = path + suffix
 		log.Error("the journal is damaged: it is moved aside and a new one begun; "+
 			"crinetd recovers the networks of its pods from the cache of CNI results",
 			"file", path, "movedTo", moved, "err", err)
-		if err := moveAside(dir, moved); err != nil {
+		if err := moveAside(dir, suffix); err != nil {
 			return nil, "", fmt.Errorf("journal %s is damaged and cannot be moved aside: %w", path, err)
 		}
 		j, err = openBoth(path, log)
@@ -103,11 +104,12 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 }
 
 // moveAside renames the bbolt file, and the log that belongs to it.
-func moveAside(dir, moved string) error {
-	if err := os.Rename(filepath.Join(dir, fileName), moved); err != nil {
+func moveAside(dir, suffix string) error {
+	file, log := filepath.Join(dir, fileName), filepath.Join(dir, logName)
+	if err := os.Rename(file, file+suffix); err != nil {
 		return err
 	}
-	err := os.Rename(filepath.Join(dir, logName), moved+".log")
+	err := os.Rename(log, log+suffix)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
