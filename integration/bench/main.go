@@ -55,7 +55,7 @@ type options struct {
 }
 
 // burstRounds is how often a burst of that many pods is run: large ones take long.
-func (o options) burstRounds(pods int) int { return min(o.most, max(500/pods, 2)) }
+func (o options) burstRounds(pods int) int { return min(o.most, max(300/pods, 2)) }
 
 // containers is how many containers the answer of ListContainers has.
 const containers = 500
@@ -81,7 +81,7 @@ func allRows() []string {
 
 func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	o := options{calls: 1500, portRounds: 16, bursts: []int{30, 100, 250}, most: 5, steady: time.Minute, rows: make(map[string]bool)}
+	o := options{calls: 1500, portRounds: 16, bursts: []int{30, 100, 250}, most: 4, steady: time.Minute, rows: make(map[string]bool)}
 	flags.IntVar(&o.rounds, "rounds", 60, "pairs of pods, one run directly and one through crinetd")
 	flags.IntVar(&o.pods, "pods", 110, "pods that are there when crinetd's memory is read")
 	flags.StringVar(&o.plot, "plot", "", "write the plot of a pod's phases to this file")

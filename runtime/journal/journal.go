@@ -133,10 +133,6 @@ func openBoth(path string, log *slog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	if j.log.torn > 0 {
-		log.Warn("the end of the journal's log is not whole, as after a loss of power; what was not on the disk is lost",
-			"file", j.log.path, "bytes", j.log.torn)
-	}
 	go j.syncer.run(j.syncLog)
 	return j, nil
 }

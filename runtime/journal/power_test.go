@@ -45,16 +45,24 @@ func (d *disk) lookAtFile() {
 	}
 }
 
+// sector is what a disk writes as a whole.
+const sector = 512
+
 // lose is the journal after a loss of power: the files as of their last sync, and of
-// the log that was appended to since any part, the end of it damaged.
+// what was written to the log since any sectors.
 func (d *disk) lose(random *rand.Rand) *Journal {
 	d.t.Helper()
-	log := d.log
-	if now := d.read(logName); random.IntN(2) == 0 && len(now) > len(log) && bytes.HasPrefix(now, log) {
-		log = bytes.Clone(now[:len(log)+random.IntN(len(now)-len(log))])
-		if n := len(log) - len(d.log); n > 0 && random.IntN(2) == 0 {
-			log[len(d.log)+random.IntN(n)] ^= 0x40
+	now := d.read(logName)
+	log := make([]byte, len(now))
+	copy(log, d.log)
+	chance := random.IntN(101)
+	for at := 0; at < len(now); at += sector {
+		if end := min(at+sector, len(now)); random.IntN(100) < chance {
+			copy(log[at:end], now[at:end])
 		}
+	}
+	if random.IntN(3) == 0 {
+		log = log[:max(len(d.log), random.IntN(len(log)+1))]
 	}
 	dir := d.t.TempDir()
 	for name, data := range map[string][]byte{fileName: d.db, logName: log} {
