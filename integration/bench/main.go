@@ -7,8 +7,9 @@
 // HostPorts are compared with the portmap plugin and its two backends, on nodes
 // side by side.
 //
-// It prints tables with the targets, and whether they were reached. Run it by
-// `sudo make bench`.
+// It prints tables with the targets, and whether they were reached, and draws a pod's
+// start and stop, phase by phase. Run it by `sudo make bench`; -rows names what is to
+// be measured.
 package main
 
 import (
@@ -84,7 +85,7 @@ func parse(args []string) (options, error) {
 	o := options{calls: 1500, portRounds: 16, bursts: []int{30, 100, 250}, most: 4, steady: time.Minute, rows: make(map[string]bool)}
 	flags.IntVar(&o.rounds, "rounds", 60, "pairs of pods, one run directly and one through crinetd")
 	flags.IntVar(&o.pods, "pods", 110, "pods that are there when crinetd's memory is read")
-	flags.StringVar(&o.plot, "plot", "", "write the plot of a pod's phases to this file")
+	flags.StringVar(&o.plot, "plot", "docs/benchmarks-pod.svg", "write the plot of a pod's phases to this file, unless empty or with -short")
 	rows := flags.String("rows", strings.Join(allRows(), ","), "measure only these")
 	short := flags.Bool("short", false, "a tenth of all, to see whether it works")
 	if err := flags.Parse(args); err != nil {
@@ -101,7 +102,7 @@ func parse(args []string) (options, error) {
 	}
 	if *short {
 		o.rounds, o.pods, o.calls, o.portRounds = max(o.rounds/10, 1), max(o.pods/10, 1), o.calls/10, 4
-		o.bursts, o.most, o.steady = []int{10, burstOfLimits}, 2, 10*time.Second
+		o.bursts, o.most, o.steady, o.plot = []int{10, burstOfLimits}, 2, 10*time.Second, ""
 	}
 	return o, nil
 }

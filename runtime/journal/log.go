@@ -29,8 +29,8 @@ const (
 	logMagic   = "crinet journal 1"
 	headerLen  = len(logMagic) + 8
 	logRoom    = 64 << 10 // what a log without room grows by, in bytes
-	entryStart = 8 // length and sum
-	changeHead = 4 // bucket, what, length of the key
+	entryStart = 8        // length and sum
+	changeHead = 4        // bucket, what, length of the key
 )
 
 const (
