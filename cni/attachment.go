@@ -63,12 +63,15 @@ func (a *Attachment) HasCheck() (bool, error) {
 
 // runtimeConf returns the attachment's arguments in libcni's form.
 func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
-	capabilities := make(map[string]any, len(a.CapabilityArgs)+1)
+	capabilities := make(map[string]any, len(a.CapabilityArgs)+2)
 	for name, value := range a.CapabilityArgs {
 		capabilities[name] = value
 	}
 	if len(a.Note) > 0 {
 		capabilities[noteCapability] = a.Note
+	}
+	if len(a.Builtin) > 0 {
+		capabilities[builtinCapability] = a.Builtin
 	}
 	return &libcni.RuntimeConf{
 		ContainerID:    a.ContainerID,

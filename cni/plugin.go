@@ -46,7 +46,13 @@ type Config struct {
 	MaxChains int
 	// Runner runs the binaries.
 	Runner Runner
-	Log    *slog.Logger
+	// Builtin runs the built-in plugins; nil if there are none. BuiltinTypes are those
+	// that may be chosen for new attachments (--builtin-plugins).
+	Builtin      BuiltinRunner
+	BuiltinTypes []string
+	// Observe, which may be nil, is told of each run of a plugin for an attachment.
+	Observe func(Run)
+	Log     *slog.Logger
 }
 
 // Plugin is the CNI network plugin. Its only state is the last answer that
@@ -62,7 +68,7 @@ type Plugin struct {
 
 // New returns a CNI network plugin.
 func New(c Config) *Plugin {
-	exec := &execAdapter{runner: c.Runner}
+	exec := &execAdapter{runner: c.Runner, observe: c.Observe}
 	return &Plugin{
 		config: c,
 		libcni: libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, exec),
@@ -106,8 +112,8 @@ func (p *Plugin) network() (*config.Network, error) {
 }
 
 // Plan completes an attachment with the network that is selected now: its name,
-// its configuration list, and of the capability args those that the list
-// declares. Nothing has happened on the node when it returns.
+// its configuration list, of the capability args those that the list declares, and
+// which of the plugins crinetd runs itself. Nothing has happened on the node when it returns.
 func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	network, err := p.network()
 	if err != nil {
@@ -118,6 +124,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	maps.DeleteFunc(a.CapabilityArgs, func(name string, _ json.RawMessage) bool {
 		return !slices.Contains(network.Capabilities, name)
 	})
+	a.Builtin, _ = p.choose(network)
 	return &a, nil
 }
 
@@ -127,7 +134,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 // a deadline, a plugin that hangs is ended shortly before it.
 func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (result json.RawMessage, err error) {
 	err = p.run(ctx, p.add, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
-		added, err := p.libcni.AddNetworkList(ctx, list, a.runtimeConf())
+		added, err := p.libcniFor(a).AddNetworkList(ctx, list, a.runtimeConf())
 		if err != nil {
 			return err
 		}

@@ -39,6 +39,7 @@ func (r *raw) groups() []group {
 	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take. Then crinetd kills them.")
 	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long the STATUS (CNI 1.1) of a network that was ready may fail before the node is not ready; 0s is at once.")
 	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many networks' plugins may run at once; others wait in the order in which they came. 0 sets no limit.")
+	pods.StringVar(&r.builtin, "builtin-plugins", BuiltinAuto, "`TYPES` Which reference plugins run inside crinetd, which is faster: auto is all that can (bridge, ptp, host-local, flannel), off is none, or types separated by commas. One runs there only if the binary in the plugin directories is that reference plugin and every key of its configuration is known; otherwise the binary is run. crinetctl status shows which runs how.")
 	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often crinetd removes what pods that are gone have left, and calls the plugins' GC (CNI 1.1). It does so at the start too; 0s is at the start only.")
 
 	runtime.StringVar(&r.ContainerRuntimeEndpoint, "container-runtime-endpoint", "unix:///run/containerd/containerd.sock", "`SOCKET` The runtime's CRI socket, as a unix:// URL or an absolute path.")

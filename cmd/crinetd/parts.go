@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
@@ -69,6 +70,7 @@ type parts struct {
 	selection *config.Selection
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
+	builtins  *builtin.Plugins
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -162,7 +164,7 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 		return nil
 	}
 	p.watcher, err = config.NewWatcher(ctx, config.WatcherConfig{
-		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{}), MTU: o.NetworkPluginMTU,
+		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{About: builtin.Types()}), MTU: o.NetworkPluginMTU,
 		LastGoodFile: filepath.Join(o.StateDir, lastGoodFile), Log: p.log,
 		OnChange: func(s *config.Snapshot) {
 			p.selection.Changed(ctx, s)
@@ -193,11 +195,17 @@ func (p *parts) makeChain(context.Context) error {
 			return network.ConfList
 		},
 	})
+	p.builtins = builtin.New(p.log)
+	runs, err := report.NewRuns(p.registry)
+	if err != nil {
+		return err
+	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
+		Builtin: failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
 }

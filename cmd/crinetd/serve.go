@@ -46,6 +46,7 @@ func (p *parts) serve(ctx context.Context) error {
 		run(p.chain.RunStatus)
 	}
 	run(p.dhcp.Run)
+	run(p.builtins.Run)
 	if err := p.serveHostPorts(ctx, run); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/journal"
@@ -76,6 +77,19 @@ func (r runner) Run(ctx context.Context, path string, stdin []byte, env []string
 		return err
 	})
 	return stdout, stderr, err
+}
+
+// Builtin puts the runs of built-in plugins between the same points as their exec.
+func Builtin(b cni.BuiltinRunner) cni.BuiltinRunner { return builtins{b} }
+
+type builtins struct{ next cni.BuiltinRunner }
+
+func (b builtins) Execute(ctx context.Context, call *builtin.Call) (stdout []byte, err error) {
+	err = around("exec", call.Command+" "+call.Type, func() error {
+		stdout, err = b.next.Execute(ctx, call)
+		return err
+	})
+	return stdout, err
 }
 
 // HostPorts puts changes of the hostPort table between points.
