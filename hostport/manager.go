@@ -60,6 +60,9 @@ type Config struct {
 	// later run switches it off even if the table is flushed in between. Without it
 	// only the table says so.
 	Records Records
+	// OnDemand says that the table exists only while a pod needs something in it: for
+	// a node whose hostPorts are somebody else's.
+	OnDemand bool
 	// ProtectedInterfaces are interfaces of the node whose addresses are never
 	// translated. It defaults to kube-ipvs0; an empty list that is not nil protects
 	// nothing.
@@ -80,6 +83,7 @@ type Manager struct {
 	// protected addresses.
 	alarms, moved chan string
 	limits        limits
+	onDemand      bool
 
 	mu     sync.Mutex // guards what follows, and orders transactions
 	claims claims
@@ -92,8 +96,10 @@ type Manager struct {
 	recorded, saved map[string]struct{}
 	// stuck is why route_localnet could not be switched off when it was tried last.
 	stuck error
-	// managing is set between Sync and Remove.
+	// managing is set by Sync.
 	managing bool
+	// absent says that there is no table, since nobody needs it.
+	absent bool
 	// trouble is why nothing can be mapped, nil if all is well.
 	trouble error
 }
@@ -123,12 +129,15 @@ func New(c Config) (*Manager, error) {
 	if c.OnHeal == nil {
 		c.OnHeal = func(string) {}
 	}
-	if c.ProtectedInterfaces == nil {
+	switch {
+	case c.OnDemand: // nothing is translated
+		c.ProtectedInterfaces = nil
+	case c.ProtectedInterfaces == nil:
 		c.ProtectedInterfaces = []string{kubeIPVS}
 	}
 	m := &Manager{
 		log: c.Log, mode: c.Conflict, interval: c.CheckInterval, onHeal: c.OnHeal,
-		records: c.Records, protected: c.ProtectedInterfaces,
+		records: c.Records, protected: c.ProtectedInterfaces, onDemand: c.OnDemand,
 		host:   kernel.New(c.NetNS, newLayout()),
 		alarms: make(chan string, 1), moved: make(chan string, 1),
 		claims: make(claims), inFlight: make(map[*owner]struct{}),
@@ -172,9 +181,11 @@ func (m *Manager) Count() (pods, mappings int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.pods {
-		mappings += len(p.pod.Mappings)
+		if n := len(p.pod.Mappings); n > 0 {
+			pods, mappings = pods+1, mappings+n
+		}
 	}
-	return len(m.pods), mappings
+	return pods, mappings
 }
 
 // forget empties the memory, but for reservations and the record of interfaces.

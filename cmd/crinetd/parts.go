@@ -222,7 +222,7 @@ func (p *parts) makeHostPorts(context.Context) (err error) {
 	})
 	p.hostPorts, err = hostport.New(hostport.Config{
 		Log: p.log, Conflict: hostport.ConflictMode(p.options.HostPortConflict), Records: p.journal,
-		ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
+		OnDemand: !p.mapsHostPorts(), ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
 	})
 	if err != nil {
 		return err
@@ -247,6 +247,7 @@ func (p *parts) makeEngine(context.Context) error {
 	c := engine.Config{
 		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
+		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
 	}
 	if o.Noop() {
@@ -256,9 +257,6 @@ func (p *parts) makeEngine(context.Context) error {
 	} else {
 		c.Cache, c.GC, c.GCInterval = p.chain, p.chain, o.CNIGCInterval
 		c.RuntimeCache = p.chain.ForeignCache(o.RuntimeCNICacheDir)
-	}
-	if p.mapsHostPorts() {
-		c.HostPorts = failpoint.HostPorts(p.hostPorts)
 	}
 	if o.HairpinMode == config.HairpinVeth {
 		c.Hairpin = failpoint.Hairpin(func(ctx context.Context, a *cni.Attachment) error {

@@ -142,11 +142,14 @@ func (c *tableConn) tableIntact() (string, error) {
 func (c *tableConn) setsIntact() (string, error) {
 	want := make(map[string][3]uint32)
 	for _, s := range c.layout.sets {
-		flags := uint32(0)
+		flags, data := uint32(0), s.DataType.GetNFTMagic()
 		if s.IsMap {
 			flags = unix.NFT_SET_MAP
 		}
-		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), s.DataType.GetNFTMagic()}
+		if s.DataType == nftables.TypeVerdict {
+			data = unix.NFT_DATA_VERDICT
+		}
+		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), data}
 	}
 	got := make(map[string][3]uint32)
 	replies, err := c.dump(unix.NFT_MSG_GETSET, attribute(unix.NFTA_SET_TABLE, c.layout.name))
@@ -180,30 +183,44 @@ func (c *tableConn) chainsIntact() (string, error) {
 		}
 		want[c.Name] = hook{string(c.Type), uint32(*c.Hooknum), uint32(*c.Priority), uint32(*c.Policy)}
 	}
+	got, err := c.chains()
+	if err != nil {
+		return "", err
+	}
+	for name := range got {
+		if b, _ := c.layout.branchOf(name); b != nil {
+			want[name] = hook{} // which of them there must be, the elements say
+		}
+	}
+	return difference("chain", want, got), nil
+}
+
+// chains reads the chains of the table.
+func (c *tableConn) chains() (map[string]hook, error) {
 	got := make(map[string]hook)
 	// The kernel lists the chains of all tables of the family here.
 	replies, err := c.dump(unix.NFT_MSG_GETCHAIN)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, r := range replies {
 		a, err := attributes(r)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if text(a[unix.NFTA_CHAIN_TABLE]) != c.layout.name {
 			continue
 		}
 		h, err := attributes(a[unix.NFTA_CHAIN_HOOK])
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		got[text(a[unix.NFTA_CHAIN_NAME])] = hook{
 			text(a[unix.NFTA_CHAIN_TYPE]), number(h[unix.NFTA_HOOK_HOOKNUM]),
 			number(h[unix.NFTA_HOOK_PRIORITY]), number(a[unix.NFTA_CHAIN_POLICY]),
 		}
 	}
-	return difference("chain", want, got), nil
+	return got, nil
 }
 
 // difference names one entry that is wrong, too much or missing.
@@ -226,13 +243,17 @@ func difference[T comparable](kind string, want, got map[string]T) string {
 }
 
 func (c *tableConn) rulesIntact() (string, error) {
-	for _, chain := range c.layout.chains {
+	chains, err := c.chains()
+	if err != nil {
+		return "", err
+	}
+	for chain := range chains {
 		replies, err := c.dump(unix.NFT_MSG_GETRULE,
-			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain.Name))
+			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain))
 		if err != nil {
 			return "", err
 		}
-		want := c.layout.rules[chain.Name]
+		want := c.layout.rulesOf(chain)
 		same := len(replies) == len(want)
 		for i := 0; same && i < len(want); i++ {
 			a, err := attributes(replies[i])
@@ -242,22 +263,25 @@ func (c *tableConn) rulesIntact() (string, error) {
 			same = string(a[unix.NFTA_RULE_USERDATA]) == string(want[i].UserData)
 		}
 		if !same {
-			return fmt.Sprintf("the rules of chain %s have changed", chain.Name), nil
+			return fmt.Sprintf("the rules of chain %s have changed", chain), nil
 		}
 	}
 	return "", nil
 }
 
 // Elements reads the elements of the named sets of the table, or of all that the
-// layout has if none is named. The error is unix.ENOENT if the table or one of the
+// layout has, chains of branches included, if none is named. The error is unix.ENOENT if the table or one of the
 // sets does not exist.
 func (k *Kernel) Elements(sets ...string) (map[Key]Element, error) {
+	all := make(map[Key]Element)
 	if len(sets) == 0 {
+		if err := k.table.branchElements(all); err != nil {
+			return nil, err
+		}
 		for _, s := range k.table.layout.sets {
 			sets = append(sets, s.Name)
 		}
 	}
-	all := make(map[Key]Element)
 	for _, set := range sets {
 		replies, err := k.table.dump(unix.NFT_MSG_GETSETELEM,
 			attribute(unix.NFTA_SET_ELEM_LIST_TABLE, k.table.layout.name), attribute(unix.NFTA_SET_ELEM_LIST_SET, set))
@@ -293,8 +317,11 @@ func readElements(data []byte, set string, found map[Key]Element) error {
 func (e *Element) read(kind uint16, value []byte) error {
 	data := func(into *string) error {
 		return eachAttribute(value, func(kind uint16, value []byte) error {
-			if kind == unix.NFTA_DATA_VALUE {
+			switch kind {
+			case unix.NFTA_DATA_VALUE:
 				*into = string(value)
+			case unix.NFTA_DATA_VERDICT:
+				return e.readVerdict(value)
 			}
 			return nil
 		})

@@ -39,24 +39,21 @@ func hit(point string) {
 }
 
 // Journal puts a journal's writes between points. They are named by the state of
-// the record; "steps" is a write that nobody waits for, "delete" a removal.
+// the record; "steps" is the write that keeps the times of all steps, "delete" a removal.
 func Journal(j engine.Journal) engine.Journal { return points{j} }
 
 type points struct{ engine.Journal }
 
 func (p points) Put(r *journal.Record) error {
-	return around("journal", string(r.State), func() error { return p.Journal.Put(r) })
+	what := string(r.State)
+	if n := len(r.Steps); r.State == journal.Attached && n > 0 && r.Steps[n-1].Step == string(engine.StepStart) {
+		what = "steps"
+	}
+	return around("journal", what, func() error { return p.Journal.Put(r) })
 }
 
-func (p points) PutLater(r *journal.Record) <-chan error {
-	hit("journal steps before")
-	written, done := p.Journal.PutLater(r), make(chan error, 1)
-	go func() {
-		err := <-written
-		hit("journal steps after")
-		done <- err
-	}()
-	return done
+func (p points) PutDurable(r *journal.Record) error {
+	return around("journal", string(r.State), func() error { return p.Journal.PutDurable(r) })
 }
 
 func (p points) Delete(key journal.Key) error {
