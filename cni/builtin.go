@@ -52,17 +52,11 @@ func (a *Attachment) Masquerade() ([]netip.Prefix, error) {
 		if chosen == nil {
 			continue
 		}
-		conf := struct {
-			IPMasq bool `json:"ipMasq"`
-		}{}
-		data := plugin.Bytes
-		if chosen.Delegate != nil {
-			data = chosen.Delegate
-		}
-		if err := json.Unmarshal(data, &conf); err != nil {
+		masquerades, err := ipMasq(chosen.Delegate, plugin.Bytes)
+		if err != nil {
 			return nil, fmt.Errorf("network %q: ipMasq of plugin %s: %w", a.Network, chosen.Type, err)
 		}
-		if conf.IPMasq {
+		if masquerades {
 			return Addresses(a.Result)
 		}
 	}

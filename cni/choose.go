@@ -96,7 +96,28 @@ func (p *Plugin) chooseOne(network *config.Network, list *libcni.NetworkConfigLi
 			return nil, err
 		}
 	}
+	if p.config.CanMasquerade != nil {
+		masquerades, err := ipMasq(delegate, conf.Bytes)
+		if err == nil && masquerades {
+			err = p.config.CanMasquerade()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ipMasq is left to the plugin: %w", err)
+		}
+	}
 	return &Builtin{Type: typ, Delegate: delegate}, nil
+}
+
+// ipMasq says whether a plugin masquerades: one that delegates if its delegate does.
+func ipMasq(delegate, conf []byte) (bool, error) {
+	if delegate != nil {
+		conf = delegate
+	}
+	var said struct {
+		IPMasq bool `json:"ipMasq"`
+	}
+	err := json.Unmarshal(conf, &said)
+	return said.IPMasq, err
 }
 
 // execFor returns what runs an attachment's plugins.

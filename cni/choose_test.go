@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -48,6 +49,7 @@ func TestChoose(t *testing.T) {
 		return `{"cniVersion":"1.0.0","name":"net","plugins":[` + strings.Join(plugins, ",") + `]}`
 	}
 	const plain = `{"type":"bridge","ipam":{"type":"host-local","subnet":"192.0.2.0/24"}}`
+	const masq = `{"type":"bridge","ipMasq":true,"ipam":{"type":"host-local","subnet":"192.0.2.0/24"}}`
 	for _, tt := range []struct {
 		name, list string
 		change     func(*bench)
@@ -60,6 +62,13 @@ func TestChoose(t *testing.T) {
 		{"not listed", list(plain), func(b *bench) { b.plugin.config.BuiltinTypes = []string{"bridge"} }, "leaves host-local out"},
 		{"another binary", list(plain), func(b *bench) { b.network.About["bridge"] = "my bridge" }, "my bridge"},
 		{"another IPAM binary", list(plain), func(b *bench) { delete(b.network.About, "host-local") }, "host-local does not say"},
+		{"masquerades", list(masq), func(b *bench) { b.plugin.config.CanMasquerade = func() error { return nil } }, "true "},
+		{"cannot masquerade", list(masq), func(b *bench) {
+			b.plugin.config.CanMasquerade = func() error { return errors.New("no nftables") }
+		}, "no nftables"},
+		{"need not masquerade", list(plain), func(b *bench) {
+			b.plugin.config.CanMasquerade = func() error { return errors.New("no nftables") }
+		}, "true "},
 		{"no such built-in", list(`{"type":"good"}`), func(*bench) {}, "no such plugin"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 // Name is the network plugin's name for --network-plugin and in the journal.
 const Name = "cni"
 
-// Config is what a [Plugin] works with. All fields but Ready are required.
+// Config is what a [Plugin] works with. All fields but Ready and CanMasquerade are required.
 type Config struct {
 	// BinDirs are searched in order for plugin binaries (--cni-bin-dir).
 	BinDirs []string
@@ -44,6 +44,9 @@ type Config struct {
 	// CHECK (--cni-max-chains); 0 sets no bound. A chain that runs longer than
 	// ten seconds does not count any more.
 	MaxChains int
+	// CanMasquerade, which may be nil, returns why crinetd cannot masquerade on this
+	// node, from memory: plugins with ipMasq are then executed.
+	CanMasquerade func() error
 	// Runner runs the binaries.
 	Runner Runner
 	// Builtin runs the built-in plugins; nil if there are none. BuiltinTypes are those

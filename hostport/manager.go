@@ -21,8 +21,8 @@ const (
 	Warn ConflictMode = "warn"
 )
 
-// ErrUnavailable is the error of pods with hostPorts where none can be mapped; the
-// error that wraps it says why.
+// ErrUnavailable is the error of pods that need the table where there cannot be one;
+// the error that wraps it says why.
 var ErrUnavailable = errors.New("hostPorts can't be mapped on this node")
 
 // defaultCheckInterval bounds how long a change goes unnoticed that no notification
@@ -100,6 +100,8 @@ type Manager struct {
 	managing bool
 	// absent says that there is no table, since nobody needs it.
 	absent bool
+	// lacking is why there cannot be a table, found out while there is none.
+	lacking error
 	// trouble is why nothing can be mapped, nil if all is well.
 	trouble error
 }
@@ -157,7 +159,7 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// Available returns nil if hostPorts can be mapped, or else an error that wraps
+// Available returns nil if pods can have what they need in the table, or else an error that wraps
 // ErrUnavailable with the reason. It answers from memory; while Run runs, it is at
 // most the check interval behind.
 func (m *Manager) Available() error {
@@ -170,6 +172,8 @@ func (m *Manager) available() error {
 	switch {
 	case m.trouble != nil:
 		return fmt.Errorf("%w: %w", ErrUnavailable, m.trouble)
+	case m.lacking != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, m.lacking)
 	case !m.managing:
 		return fmt.Errorf("%w: not synchronized yet", ErrUnavailable)
 	}

@@ -1,6 +1,7 @@
 package hostport
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -219,4 +220,21 @@ func TestTableOnDemand(t *testing.T) {
 	tables("table inet crinet")
 	mustUnmap(t, next, "sandbox-web")
 	tables("")
+}
+
+// TestNoTableOnDemand is a node whose kernel cannot have the table, which is known
+// before a pod needs it.
+func TestNoTableOnDemand(t *testing.T) {
+	ns := nftNetNS(t)
+	m := newManagerFor(t, ns, onDemand)
+	breakHost(m, func(call string) bool { return call == "Replace" }, func() bool { return false })
+	if err := m.Sync(t.Context(), nil); err != nil {
+		t.Errorf("Sync without pods: %v", err)
+	}
+	if err := m.Available(); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errInjected) {
+		t.Errorf("Available says %v", err)
+	}
+	if tables := ns.run(t, "nft", "list", "tables"); tables != "" {
+		t.Errorf("tables: %s", tables)
+	}
 }

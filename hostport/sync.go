@@ -39,10 +39,21 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 	if _, err := m.settleAll(ctx); err != nil {
 		wrong.add(err)
 	}
+	if m.absent {
+		m.lacking = m.tryTable()
+	}
 	if err := wrong.err(); err != nil {
 		return fmt.Errorf("synchronize hostPorts: %w", err)
 	}
 	return nil
+}
+
+// tryTable makes the table, so as to know whether there can be one, and deletes it.
+func (m *Manager) tryTable() error {
+	if err := m.host.Replace(nil); err != nil {
+		return err
+	}
+	return m.host.Drop()
 }
 
 // recall adds a pod to the desired state.

@@ -205,7 +205,8 @@ func (p *parts) makeChain(context.Context) error {
 		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
-		Builtin: failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
+		CanMasquerade: func() error { return p.hostPorts.Available() },
+		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
 }
