@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/crinet-project/crinet/cni/builtin"
 )
 
 const (
@@ -26,7 +28,7 @@ const (
 
 // check validates every value and fills in the defaults that depend on others.
 func (r *raw) check() error {
-	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkMetrics}
+	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkBuiltin, r.checkMetrics}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -182,6 +184,28 @@ func (r *raw) checkChoices() error {
 			last := len(c.allowed) - 1
 			return &UsageError{c.flag, c.value, "want " + strings.Join(c.allowed[:last], ", ") + " or " + c.allowed[last]}
 		}
+	}
+	return nil
+}
+
+// checkBuiltin resolves --builtin-plugins.
+func (r *raw) checkBuiltin() error {
+	known := builtin.Types()
+	switch r.builtin {
+	case BuiltinAuto:
+		r.BuiltinPlugins = known
+		return nil
+	case BuiltinOff:
+		return nil
+	}
+	r.BuiltinPlugins = names(r.builtin)
+	for _, typ := range r.BuiltinPlugins {
+		if !slices.Contains(known, typ) {
+			return &UsageError{"--builtin-plugins", r.builtin, fmt.Sprintf("%q is not built in; want auto, off, or some of %s", typ, strings.Join(known, ","))}
+		}
+	}
+	if len(r.BuiltinPlugins) == 0 {
+		return &UsageError{"--builtin-plugins", r.builtin, "want auto, off, or some of " + strings.Join(known, ",")}
 	}
 	return nil
 }

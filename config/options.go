@@ -25,6 +25,12 @@ const (
 	ConflictWarn   = "warn"
 )
 
+// Values of --builtin-plugins that are no list.
+const (
+	BuiltinAuto = "auto"
+	BuiltinOff  = "off"
+)
+
 // Values of Options.LogFormat.
 const (
 	LogText = "text"
@@ -53,6 +59,7 @@ type Options struct {
 	CNIGCInterval    time.Duration  // between garbage collections; 0: at the start only
 	CNIMaxChains     int            // plugin chains that run at once; 0: no limit
 	CNIFailedAdds    int            // ADDs that fail in a row before the node is not ready; 0: never
+	BuiltinPlugins   []string       // types that may run inside crinetd; nil: none
 
 	ContainerRuntimeEndpoint string
 	ImageServiceEndpoint     string

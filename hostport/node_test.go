@@ -200,10 +200,18 @@ func readLine(r io.Reader) (string, error) {
 	}
 }
 
-// expect calls until the answer is the wanted one; "" wants no answer at all.
+// answerTries is how often a call is made that should be answered: on a loaded
+// machine one may take longer than patience.
+const answerTries = 20
+
+// expect calls until there is an answer, which must be the wanted one; "" wants no
+// answer at all.
 func (ns netns) expect(t testing.TB, network, address, want string) {
 	t.Helper()
 	got, err := ns.call(network, address)
+	for tries := 1; want != "" && err != nil && tries < answerTries; tries++ {
+		got, err = ns.call(network, address)
+	}
 	switch {
 	case want == "" && err == nil:
 		t.Errorf("%s %s: got %q, want no answer", network, address, got)

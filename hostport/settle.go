@@ -38,6 +38,16 @@ func (m *Manager) settle(ctx context.Context, interfaces []string, whole bool) (
 
 // commit carries out the transaction of settle.
 func (m *Manager) commit(ctx context.Context, whole bool) (changed string, err error) {
+	if m.onDemand && len(m.desired.elements) == 0 {
+		return "", m.drop()
+	}
+	if m.absent {
+		if err := m.host.Replace(slices.Collect(maps.Values(m.desired.elements))); err != nil {
+			return "", err
+		}
+		m.absent = false
+		return "", nil
+	}
 	var first error
 	if !whole {
 		u := m.desired.pending()
@@ -59,6 +69,19 @@ func (m *Manager) commit(ctx context.Context, whole bool) (changed string, err e
 		m.heal(ctx, fmt.Sprintf("%s; seen by a transaction that failed: %v", changed, first))
 	}
 	return changed, nil
+}
+
+// drop deletes the table, which nobody needs.
+func (m *Manager) drop() error {
+	if m.absent {
+		return nil
+	}
+	err := m.host.Drop()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		err = nil // the kernel has no nftables, and so no table
+	}
+	m.absent = err == nil
+	return err
 }
 
 // reconcile makes the table hold exactly the desired elements, in one transaction

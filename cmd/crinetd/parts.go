@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
@@ -73,6 +74,7 @@ type parts struct {
 	selection *config.Selection
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
+	builtins  *builtin.Plugins
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -166,7 +168,7 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 		return nil
 	}
 	p.watcher, err = config.NewWatcher(ctx, config.WatcherConfig{
-		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{}), MTU: o.NetworkPluginMTU,
+		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{About: builtin.Types()}), MTU: o.NetworkPluginMTU,
 		LastGoodFile: filepath.Join(o.StateDir, lastGoodFile), Log: p.log,
 		OnChange: func(s *config.Snapshot) {
 			p.selection.Changed(ctx, s)
@@ -197,11 +199,18 @@ func (p *parts) makeChain(context.Context) error {
 			return network.ConfList
 		},
 	})
+	p.builtins = builtin.New(p.log)
+	runs, err := report.NewRuns(p.registry)
+	if err != nil {
+		return err
+	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
+		CanMasquerade: func() error { return p.hostPorts.Available() },
+		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
 }
@@ -218,7 +227,7 @@ func (p *parts) makeHostPorts(context.Context) (err error) {
 	})
 	p.hostPorts, err = hostport.New(hostport.Config{
 		Log: p.log, Conflict: hostport.ConflictMode(p.options.HostPortConflict), Records: p.journal,
-		ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
+		OnDemand: !p.mapsHostPorts(), ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
 	})
 	if err != nil {
 		return err
@@ -243,6 +252,7 @@ func (p *parts) makeEngine(context.Context) error {
 	c := engine.Config{
 		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
+		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
 		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds,
 	}
@@ -253,9 +263,6 @@ func (p *parts) makeEngine(context.Context) error {
 	} else {
 		c.Cache, c.GC, c.GCInterval = p.chain, p.chain, o.CNIGCInterval
 		c.RuntimeCache = p.chain.ForeignCache(o.RuntimeCNICacheDir)
-	}
-	if p.mapsHostPorts() {
-		c.HostPorts = failpoint.HostPorts(p.hostPorts)
 	}
 	if o.HairpinMode == config.HairpinVeth {
 		c.Hairpin = failpoint.Hairpin(func(ctx context.Context, a *cni.Attachment) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -62,7 +63,15 @@ type Config struct {
 type Exec struct {
 	cfg  Config
 	path string // the PATH entry of the environment
+	// procs is the GOMAXPROCS entry of the environment. Most plugins are Go programs
+	// that live for milliseconds: on a machine with many processors the start of Go's
+	// runtime, which prepares itself for all of them, takes longer than their work
+	// (containerd/containerd#10897).
+	procs string
 }
+
+// maxProcs is what plugins get as GOMAXPROCS, where there are as many processors.
+const maxProcs = 2
 
 // New returns an Exec with cfg's limits. It reads the daemon's PATH once.
 func New(cfg Config) *Exec {
@@ -75,7 +84,10 @@ func New(cfg Config) *Exec {
 	if cfg.Retry == 0 {
 		cfg.Retry = DefaultRetry
 	}
-	return &Exec{cfg: cfg, path: "PATH=" + pluginPath(os.Getenv("PATH"))}
+	return &Exec{
+		cfg: cfg, path: "PATH=" + pluginPath(os.Getenv("PATH")),
+		procs: fmt.Sprintf("GOMAXPROCS=%d", min(maxProcs, runtime.NumCPU())),
+	}
 }
 
 // Run executes the binary at path, which must be absolute, with stdin and env,
@@ -227,9 +239,9 @@ func pluginPath(daemon string) string {
 	return strings.Join(dirs, ":")
 }
 
-// environ returns env with the mark and a PATH. It does not change env.
+// environ returns env with the mark, GOMAXPROCS and a PATH. It does not change env.
 func (e *Exec) environ(env []string) []string {
-	env = slices.Clone(env)
+	env = append(slices.Clone(env), e.procs)
 	if e.cfg.Mark != "" {
 		env = append(env, e.cfg.Mark)
 	}

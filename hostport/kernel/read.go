@@ -154,11 +154,14 @@ func (c *tableConn) tableIntact() (why string, err error) {
 func (c *tableConn) setsIntact() (string, error) {
 	want := make(map[string][3]uint32)
 	for _, s := range c.layout.sets {
-		flags := uint32(0)
+		flags, data := uint32(0), s.DataType.GetNFTMagic()
 		if s.IsMap {
 			flags = unix.NFT_SET_MAP
 		}
-		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), s.DataType.GetNFTMagic()}
+		if s.DataType == nftables.TypeVerdict {
+			data = unix.NFT_DATA_VERDICT
+		}
+		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), data}
 	}
 	got := make(map[string][3]uint32)
 	err := c.list(unix.NFT_MSG_GETSET, func(a map[uint16][]byte) error {
@@ -185,6 +188,20 @@ func (c *tableConn) chainsIntact() (string, error) {
 		}
 		want[c.Name] = hook{string(c.Type), uint32(*c.Hooknum), uint32(*c.Priority), uint32(*c.Policy)}
 	}
+	got, err := c.chains()
+	if err != nil {
+		return "", err
+	}
+	for name := range got {
+		if b, _ := c.layout.branchOf(name); b != nil {
+			want[name] = hook{} // which of them there must be, the elements say
+		}
+	}
+	return difference("chain", want, got), nil
+}
+
+// chains reads the chains of the table.
+func (c *tableConn) chains() (map[string]hook, error) {
 	got := make(map[string]hook)
 	// The kernel lists the chains of all tables of the family here.
 	err := c.list(unix.NFT_MSG_GETCHAIN, func(a map[uint16][]byte) error {
@@ -198,7 +215,7 @@ func (c *tableConn) chainsIntact() (string, error) {
 		}
 		return err
 	})
-	return difference("chain", want, got), err
+	return got, err
 }
 
 // difference names one entry that is wrong, too much or missing.
@@ -221,13 +238,17 @@ func difference[T comparable](kind string, want, got map[string]T) string {
 }
 
 func (c *tableConn) rulesIntact() (string, error) {
-	for _, chain := range c.layout.chains {
+	chains, err := c.chains()
+	if err != nil {
+		return "", err
+	}
+	for chain := range chains {
 		replies, err := c.dump(unix.NFT_MSG_GETRULE,
-			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain.Name))
+			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain))
 		if err != nil {
 			return "", err
 		}
-		want := c.layout.rules[chain.Name]
+		want := c.layout.rulesOf(chain)
 		same := len(replies) == len(want)
 		for i := 0; same && i < len(want); i++ {
 			a, err := attributes(replies[i])
@@ -237,22 +258,25 @@ func (c *tableConn) rulesIntact() (string, error) {
 			same = string(a[unix.NFTA_RULE_USERDATA]) == string(want[i].UserData)
 		}
 		if !same {
-			return fmt.Sprintf("the rules of chain %s have changed", chain.Name), nil
+			return fmt.Sprintf("the rules of chain %s have changed", chain), nil
 		}
 	}
 	return "", nil
 }
 
 // Elements reads the elements of the named sets of the table, or of all that the
-// layout has if none is named. The error is unix.ENOENT if the table or one of the
+// layout has, chains of branches included, if none is named. The error is unix.ENOENT if the table or one of the
 // sets does not exist.
 func (k *Kernel) Elements(sets ...string) (map[Key]Element, error) {
+	all := make(map[Key]Element)
 	if len(sets) == 0 {
+		if err := k.table.branchElements(all); err != nil {
+			return nil, err
+		}
 		for _, s := range k.table.layout.sets {
 			sets = append(sets, s.Name)
 		}
 	}
-	all := make(map[Key]Element)
 	for _, set := range sets {
 		replies, err := k.table.dump(unix.NFT_MSG_GETSETELEM,
 			attribute(unix.NFTA_SET_ELEM_LIST_TABLE, k.table.layout.name), attribute(unix.NFTA_SET_ELEM_LIST_SET, set))
@@ -288,8 +312,11 @@ func readElements(data []byte, set string, found map[Key]Element) error {
 func (e *Element) read(kind uint16, value []byte) error {
 	data := func(into *string) error {
 		return eachAttribute(value, func(kind uint16, value []byte) error {
-			if kind == unix.NFTA_DATA_VALUE {
+			switch kind {
+			case unix.NFTA_DATA_VALUE:
 				*into = string(value)
+			case unix.NFTA_DATA_VERDICT:
+				return e.readVerdict(value)
 			}
 			return nil
 		})

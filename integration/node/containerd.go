@@ -156,6 +156,14 @@ func (n *Node) containerdClient() (*Client, error) {
 	return n.cri, nil
 }
 
+// ContainerdPID is the process id of the running containerd, as the machine counts.
+func (n *Node) ContainerdPID() (int, error) {
+	if n.containerd == nil || !n.containerd.running() {
+		return 0, errors.New("containerd does not run")
+	}
+	return n.containerd.cmd.Process.Pid, nil
+}
+
 // SignalContainerd sends containerd a signal, such as SIGSTOP.
 func (n *Node) SignalContainerd(signal os.Signal) error {
 	if n.containerd == nil {

@@ -29,6 +29,8 @@ type Status struct {
 	Network     string `json:"network,omitempty"`
 	NetworkFile string `json:"networkFile,omitempty"`
 	Selected    string `json:"selected,omitempty"`
+	// NetworkPlugins are the plugins of that network, in the order of ADD.
+	NetworkPlugins []NetworkPlugin `json:"networkPlugins,omitempty"`
 	// NetworkStatus is the answer of the network's plugins to STATUS (CNI 1.1):
 	// good, or since when and how it fails; empty if they are not asked.
 	NetworkStatus string `json:"networkStatus,omitempty"`
@@ -54,6 +56,14 @@ type Status struct {
 	Reloads []Reload `json:"reloads,omitempty"`
 	// Watch says how changes of the directories are found.
 	Watch *Watch `json:"watch,omitempty"`
+}
+
+// NetworkPlugin says how a plugin is run for new pods.
+type NetworkPlugin struct {
+	Type string `json:"type"`
+	// Builtin: inside crinetd. Otherwise its binary is executed, and Why says why.
+	Builtin bool   `json:"builtin"`
+	Why     string `json:"why,omitempty"`
 }
 
 // Runtime is the container runtime as crinetd knows it from its last answer.

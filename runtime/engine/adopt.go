@@ -124,8 +124,12 @@ func (e *Engine) addRecord(r *journal.Record) (added bool, err error) {
 	if err := e.journal.Put(r); err != nil {
 		return false, err
 	}
-	if r.Adopted && len(r.HostPorts) > 0 && e.hostPorts != nil {
-		if err := e.hostPorts.Map(context.Background(), portPod(r)); err != nil {
+	if r.Adopted && len(r.HostPorts) > 0 && e.mapsPorts {
+		pod, err := e.portPod(r)
+		if err == nil {
+			err = e.hostPorts.Map(context.Background(), pod)
+		}
+		if err != nil {
 			e.log.Warn("the hostPorts of a pod from before crinetd are not held", "pod", r.Pod, "sandbox", r.Attachment.ContainerID, "err", err)
 		}
 	}

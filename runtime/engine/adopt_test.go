@@ -137,7 +137,7 @@ func TestHostPortsOfAdoptedPodsAreHeld(t *testing.T) {
 	early.CapabilityArgs[portMappings] = json.RawMessage(`[{"HostPort":80,"ContainerPort":8080,"Protocol":"TCP","HostIP":""}]`)
 	early.ConfList = json.RawMessage(`{"name":"mynet","plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}]}`)
 	ports := &fakeHostPorts{mapped: make(map[string]hostport.Pod)}
-	n := newNode(t, withRuntimeCache(early, unmapped), func(c *Config) { c.HostPorts = ports })
+	n := newNode(t, withRuntimeCache(early, unmapped), func(c *Config) { c.HostPorts, c.MapHostPorts = ports, true })
 	n.sandboxes.ids = map[string]bool{"early": true, "unmapped": true}
 	if err := n.collect(t.Context()); err != nil {
 		t.Fatal(err)

@@ -66,6 +66,8 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	}
 	e.removed.add(r.Key())
 	e.flights.settle(r.Key())
+	// Not durable: after a loss of power the record may be there again, and DEL, which
+	// may be called again, is.
 	if err := e.journal.Delete(r.Key()); err != nil {
 		// The caller asked for the network to go, and it is gone. The record does
 		// no harm, since DEL may be called again; the queue removes it.

@@ -27,8 +27,11 @@ type Config struct {
 	// BootID is the kernel's boot id. An attachment of another boot has lost its
 	// network namespace.
 	BootID string
-	// HostPorts maps hostPorts; nil if crinetd does not map them.
+	// HostPorts maps hostPorts and masquerades. It may be nil where MapHostPorts is
+	// false and no plugin is built in.
 	HostPorts HostPorts
+	// MapHostPorts says whether crinetd maps hostPorts.
+	MapHostPorts bool
 	// PassPortMappings says whether the plugins get the capability portMappings.
 	PassPortMappings bool
 	// Hairpin lets a pod on a Linux bridge reach itself through the node; nil
@@ -66,6 +69,7 @@ type Engine struct {
 	metrics   *Metrics
 	bootID    string
 	hostPorts HostPorts
+	mapsPorts bool
 	passPorts bool
 	hairpin   Hairpin
 	cache     OwnCache
@@ -94,7 +98,7 @@ func New(c Config) *Engine {
 	e := &Engine{
 		log: c.Log, selected: c.Plugin, plugins: make(map[string]NetworkPlugin),
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
-		hostPorts: c.HostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
+		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
 		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),

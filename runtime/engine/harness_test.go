@@ -152,6 +152,13 @@ func (j *failingJournal) Put(r *journal.Record) error {
 	return j.Journal.Put(r)
 }
 
+func (j *failingJournal) PutDurable(r *journal.Record) error {
+	if err := j.failure(); err != nil {
+		return err
+	}
+	return j.Journal.PutDurable(r)
+}
+
 func (j *failingJournal) Delete(key journal.Key) error {
 	if err := j.failure(); err != nil {
 		return err

@@ -109,7 +109,7 @@ func (e *Engine) planTrial(call *Call) (*journal.Record, error) {
 	if record.Attachment.Note, err = note(record); err != nil {
 		return nil, err
 	}
-	return record, e.journal.Put(record)
+	return record, e.journal.PutDurable(record) // as for a pod, see plan
 }
 
 // addTrial makes the namespace and runs ADD.

@@ -68,6 +68,9 @@ func (s *Source) networks(status *admin.Status) {
 	now := s.Watcher.Snapshot()
 	if network, err := s.Selection.Selected(); err == nil {
 		status.Network, status.NetworkFile, status.Selected = network.Name, network.File, s.Selection.Reason()
+		for _, how := range s.Chain.How(network) {
+			status.NetworkPlugins = append(status.NetworkPlugins, admin.NetworkPlugin(how))
+		}
 	}
 	if said := s.Chain.StatusReport(); said.Network != "" {
 		status.NetworkStatus = "good"
