@@ -60,7 +60,10 @@ func (n *Node) StartCrinetdBy(ctx context.Context, command []string, flags ...st
 	}
 	var err error
 	line := slices.Concat(command, []string{n.kit.Crinet("crinetd")}, flags)
-	n.crinetd, err = startDaemon(n.Place, "crinetd", n.logFile("crinetd"), line[0], line[1:]...)
+	if n.held != nil {
+		line = n.held.command(line)
+	}
+	n.crinetd, err = newDaemon(n.Place, "crinetd", n.logFile("crinetd"), false, n.held.prepare, line[0], line[1:]...)
 	if err != nil {
 		return err
 	}
