@@ -59,7 +59,7 @@ func (n *Node) StartCrinetdBy(ctx context.Context, command []string, flags ...st
 		return errors.New("crinetd runs already")
 	}
 	var err error
-	line := slices.Concat(command, []string{n.kit.Crinet("crinetd")}, flags)
+	line := slices.Concat(command, []string{n.crinet("crinetd")}, flags)
 	if n.held != nil {
 		line = n.held.command(line)
 	}
@@ -109,7 +109,7 @@ func (n *Node) CrinetdPID() (int, error) {
 
 // Crinetctl runs crinetctl in the node and returns what it printed.
 func (n *Node) Crinetctl(ctx context.Context, args ...string) (string, error) {
-	return n.Run(ctx, n.kit.Crinet("crinetctl"), args...)
+	return n.Run(ctx, n.crinet("crinetctl"), args...)
 }
 
 // PodState is what crinetctl says of a pod's network.

@@ -60,6 +60,7 @@ type Node struct {
 	containerd, crinetd *daemon
 	holder              *daemon      // keeps the outside's network when this process ends
 	held                *heldSockets // nil: crinetd makes its sockets itself
+	crinetDir           string       // folder of crinet's programs; empty: the kit's
 	imported            bool         // the images are in containerd's store
 	cri                 *Client      // of containerd
 

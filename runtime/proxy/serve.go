@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/crinet-project/crinet/internal/backoff"
 	"github.com/crinet-project/crinet/internal/drain"
 )
 
@@ -18,9 +19,15 @@ const (
 	farewell = time.Second
 	// handover bounds the wait for connections that were just accepted.
 	handover = 100 * time.Millisecond
-	// queueWait bounds the time that new calls wait in the listen queue for calls
-	// that are being drained. The kubelet gives up connecting after five seconds.
-	queueWait = 4 * time.Second
+	// quietWait is how long Serve waits at its end for a moment without drained
+	// calls, so that nobody waits for them in the listen queue.
+	quietWait = 3 * time.Second
+	// lastWait is how much of the grace is kept for the calls under way when nothing
+	// more is accepted, half of it at most. Callers wait in the listen queue
+	// meanwhile, and the kubelet gives up connecting after five seconds.
+	lastWait = 4 * time.Second
+	// lookEvery is the time between two looks for that moment.
+	lookEvery = 2 * time.Millisecond
 )
 
 // Serve answers calls on listener until ctx ends, and always closes the listener.
@@ -28,7 +35,8 @@ const (
 //
 // The end loses no call where the listening socket outlives this process:
 //   - As long as drained calls go on that began before the end of ctx, all others
-//     are served as before, so that a slow pod does not silence the node.
+//     are served as before, so that a slow pod does not silence the node. Then a
+//     moment without any drained call is waited for, for three seconds at most.
 //   - Then nothing more is accepted, and GOAWAY tells the callers to connect anew:
 //     what they send from then on waits in the listen queue. Endless calls are
 //     ended at once, passing calls after Config.PassGrace, drained calls after
@@ -48,7 +56,7 @@ func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	case <-ctx.Done():
 	}
 	end := time.Now().Add(p.grace)
-	p.outlast(p.calls.of(drained), max(p.grace-queueWait, p.grace/2))
+	p.outlast(max(p.grace-lastWait, p.grace/2))
 	closeErr := gate.Close()
 	<-served //nolint:errcheck // it fails because its listener is closed
 	gate.settle(handover)
@@ -58,16 +66,21 @@ func (p *Proxy) Serve(ctx context.Context, listener net.Listener) error {
 	return closeErr
 }
 
-// outlast waits until these calls have ended, or for a time.
-func (p *Proxy) outlast(calls []*underWay, patience time.Duration) {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	for _, call := range calls {
+// outlast waits until no drained call is under way, or for a time: until those have
+// ended that are under way now, and quietWait.
+func (p *Proxy) outlast(patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, call := range p.calls.of(drained) {
 		select {
 		case <-call.done:
-		case <-timer.C:
+		case <-ctx.Done():
 			return
 		}
+	}
+	quiet, cancel := context.WithTimeout(ctx, quietWait)
+	defer cancel()
+	for len(p.calls.of(drained)) > 0 && backoff.Sleep(quiet, lookEvery) {
 	}
 }
 
