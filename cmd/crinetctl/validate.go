@@ -1,11 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"github.com/crinet-project/crinet/config"
 )
@@ -28,14 +29,26 @@ type validation struct {
 	Reason     string `json:"reason,omitempty"`
 }
 
-// validate checks files without a daemon. It returns an error if one is not valid.
-func validate(_ context.Context, o options, args []string, stdout io.Writer) error {
-	if len(args) == 0 {
-		return usageError{errors.New("validate: which FILE?")}
+// newValidate makes the command validate, which needs no daemon.
+func newValidate(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Say whether CNI network configurations are valid; needs no crinetd; exit code 1 if one is not",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError{errors.New("validate: which FILE?")}
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error { return validate(o, args) },
 	}
+}
+
+// validate checks files. It returns an error if one is not valid.
+func validate(o *options, files []string) error {
 	var all []validation
 	bad := 0
-	for _, file := range args {
+	for _, file := range files {
 		v := validation{File: file}
 		valid, problem := config.ValidateFile(file)
 		if problem != nil {
@@ -47,11 +60,7 @@ func validate(_ context.Context, o options, args []string, stdout io.Writer) err
 		}
 		all = append(all, v)
 	}
-	write := printValidations
-	if o.output == "json" {
-		write = func(w io.Writer, all []validation) error { return printJSON(w, all) }
-	}
-	if err := write(stdout, all); err != nil {
+	if err := o.print(all, func() error { return printValidations(o.stdout, all) }); err != nil {
 		return err
 	}
 	if bad > 0 {

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crinet-project/crinet/runtime/admin"
+)
+
+// newStatus makes the command status.
+func newStatus(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the selected network and why, whether it is ready and why not, networks, files, last reloads",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := o.client().Status(c.Context())
+			if err != nil {
+				return err
+			}
+			return o.print(s, func() error { return printStatus(o, s) })
+		},
+	}
+}
+
+func printStatus(o *options, s admin.Status) error {
+	w := newTable(o.stdout)
+	w.row("crinetd:", s.Version)
+	w.row("Network plugin:", s.Plugin)
+	if s.Ready {
+		w.row("Network ready:", o.paint(green, "yes"))
+	} else {
+		w.row("Network ready:", o.paint(red, "no: "+s.Reason))
+	}
+	if s.Network != "" {
+		w.row("Network:", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
+		w.row("Selected as:", s.Selected)
+	}
+	if s.NetworkStatus != "" {
+		w.row("STATUS:", s.NetworkStatus)
+	}
+	for _, d := range s.DHCPDaemons {
+		w.row("dhcp daemon:", dhcpDaemon(d))
+	}
+	if s.Notice != "" {
+		w.row("Note:", s.Notice)
+	}
+	if r := s.Runtime; r != nil {
+		w.row("Runtime:", runtimeLine(r))
+	}
+	if h := s.HostPorts; h != nil {
+		w.row("hostPorts:", hostPortsLine(h))
+	}
+	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
+	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
+	if s.AddFailures > 0 {
+		w.row("Failed ADDs:", fmt.Sprintf("%d in a row", s.AddFailures))
+	}
+	if s.Watch != nil {
+		w.row("Directories:", watch(s.Watch))
+	}
+	if len(s.Networks) > 0 {
+		w.gap()
+		w.row("NETWORK", "FILE", "CNI VERSION", "PLUGINS", "NOTE")
+		for _, n := range s.Networks {
+			note := n.Stale
+			if note != "" {
+				note = "last good version: " + note
+			}
+			w.row(n.Name, n.File, n.CNIVersion, strings.Join(n.Plugins, ","), note)
+		}
+	}
+	if len(s.Problems) > 0 {
+		w.gap()
+		w.row("PROBLEM WITH", "REASON")
+		for _, p := range s.Problems {
+			w.row(place(p.File, p.Line, p.Col), p.Reason)
+		}
+	}
+	if len(s.Reloads) > 0 {
+		w.gap()
+		w.row("RELOAD", "TIME", "WHY")
+		for _, r := range s.Reloads {
+			w.row(fmt.Sprint(r.Generation), r.Time.Local().Format(time.DateTime), r.Why)
+		}
+	}
+	return w.Flush()
+}
+
+// runtimeLine describes the container runtime in one line.
+func runtimeLine(r *admin.Runtime) string {
+	text := strings.TrimSpace(r.Name + " " + r.Version)
+	if r.ConfDir != "" {
+		text += fmt.Sprintf(", CNI configuration in %s, plugins in %s, loaded: %s",
+			r.ConfDir, strings.Join(r.BinDirs, ", "), orNone(strings.Join(r.Loaded, ", ")))
+	}
+	if r.Problem != "" {
+		text += "; problem: " + r.Problem
+	}
+	return strings.TrimPrefix(text, "; ")
+}
+
+// hostPortsLine is how many hostPorts are mapped, and what is in the way.
+func hostPortsLine(h *admin.HostPorts) string {
+	text := fmt.Sprintf("%d mapped for %d pods", h.Mappings, h.Pods)
+	if h.Unavailable != "" {
+		text = h.Unavailable
+	}
+	if h.Listeners != "" {
+		text += "; host processes on a port are not all seen: " + h.Listeners
+	}
+	if h.Flows != "" {
+		text += "; older UDP and SCTP flows are not ended: " + h.Flows
+	}
+	return text
+}
+
+func dhcpDaemon(d admin.DHCPDaemon) string {
+	if d.PID == 0 {
+		return fmt.Sprintf("%s: %s", d.Socket, orNone(d.Reason))
+	}
+	whose := "somebody else's"
+	switch {
+	case d.Own && d.Starts == 0:
+		whose = "started by an earlier crinetd"
+	case d.Own:
+		whose = fmt.Sprintf("started by crinetd, %d times so far", d.Starts)
+	}
+	return fmt.Sprintf("%s: process %d, %s", d.Socket, d.PID, whose)
+}
+
+func watch(w *admin.Watch) string {
+	text := fmt.Sprintf("%d scans, %d probes, the last scan at %s", w.Scans, w.Probes, w.LastScan.Local().Format(time.DateTime))
+	if w.Error != "" {
+		text += "; changes are found by polling only: " + w.Error
+	}
+	return text
+}
