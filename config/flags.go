@@ -47,7 +47,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	fs.SetOutput(io.Discard) // errors are returned, not printed
 	fs.SortFlags = false
 	for _, g := range groups {
-		fs.AddFlagSet(g.flags)
+		fs.AddFlagSet(g.Flags)
 	}
 	err := fs.Parse(args)
 	switch {

@@ -19,15 +19,22 @@ const (
 // defaultCacheDir stands for the directory cni in --state-dir.
 const defaultCacheDir = "STATE_DIR/cni"
 
-// group is a titled part of the help text.
-type group struct {
-	title string
-	flags *pflag.FlagSet
+// Description says what crinetd is, in --help and in its manual page.
+const Description = "crinetd manages the pod networks of a Kubernetes node. It stands between the kubelet and the\n" +
+	"container runtime, and drives the CNI plugins of the selected network for every pod."
+
+// FlagGroup is a titled part of the help text.
+type FlagGroup struct {
+	Title string
+	Flags *pflag.FlagSet
 }
+
+// FlagGroups returns crinetd's flags, for documents.
+func FlagGroups() []FlagGroup { return new(raw).groups() }
 
 // groups declares the flags. Flags that the kubelet had before 1.24 keep its names
 // and defaults. A usage text begins with the name of the value.
-func (r *raw) groups() []group {
+func (r *raw) groups() []FlagGroup {
 	pods, runtime, ports, daemon := newSet(), newSet(), newSet(), newSet()
 
 	pods.StringVar(&r.NetworkPlugin, "network-plugin", "", "`NAME` The network plugin. Empty or noop: the runtime does its own networking, and crinetd makes bridged traffic visible to iptables. cni: the first usable network in the conf dir, in file-name order. Any other name: the network of that name, or else the first network whose first plugin is of that type.")
@@ -64,7 +71,7 @@ func (r *raw) groups() []group {
 	daemon.BoolVar(&r.Version, "version", false, "Print the version and exit.")
 	daemon.BoolVarP(&r.help, "help", "h", false, "Print this help and exit.")
 
-	return []group{
+	return []FlagGroup{
 		{"Pod networks", pods},
 		{"Runtime and directories", runtime},
 		{"hostPorts", ports},
@@ -78,14 +85,12 @@ func newSet() *pflag.FlagSet {
 	return fs
 }
 
-func writeHelp(out io.Writer, groups []group) error {
+func writeHelp(out io.Writer, groups []FlagGroup) error {
 	var b strings.Builder
-	b.WriteString("crinetd manages the pod networks of a Kubernetes node. It stands between the kubelet and the\n" +
-		"container runtime, and drives the CNI plugins of the selected network for every pod.\n\n" +
-		"Usage:\n  crinetd [flags]\n")
+	b.WriteString(Description + "\n\nUsage:\n  crinetd [flags]\n")
 	for _, g := range groups {
-		fmt.Fprintf(&b, "\n%s:\n", g.title)
-		g.flags.VisitAll(func(f *pflag.Flag) { writeFlag(&b, f) })
+		fmt.Fprintf(&b, "\n%s:\n", g.Title)
+		g.Flags.VisitAll(func(f *pflag.Flag) { writeFlag(&b, f) })
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

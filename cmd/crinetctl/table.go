@@ -41,3 +41,10 @@ func (t *table) Flush() error {
 	}
 	return nil
 }
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

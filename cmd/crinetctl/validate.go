@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/probe"
 )
@@ -34,16 +36,31 @@ type validation struct {
 	Reason     string `json:"reason,omitempty"`
 }
 
-// validate checks files without a daemon. It returns an error if one is not valid.
-func validate(ctx context.Context, o options, args []string, stdout io.Writer) error {
-	if len(args) == 0 {
-		return usageError{errors.New("validate: which FILE?")}
+// newValidate makes the command validate, which needs no daemon.
+func newValidate(o *options) *cobra.Command {
+	binDir := ""
+	c := &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Say whether CNI network configurations can be used; needs no crinetd; exit code 1 if one cannot",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError{errors.New("validate: which FILE?")}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return validate(c.Context(), o, binDir, args) },
 	}
-	look, stop := o.plugins(ctx)
+	c.Flags().StringVar(&binDir, "cni-bin-dir", "", "look too whether the plugins are there, in these directories, separated by commas")
+	return c
+}
+
+// validate checks files. It returns an error if one is not valid.
+func validate(ctx context.Context, o *options, binDir string, files []string) error {
+	look, stop := plugins(ctx, binDir)
 	defer stop()
 	var all []validation
 	bad := 0
-	for _, file := range args {
+	for _, file := range files {
 		v := validation{File: file}
 		valid, problem := config.ValidateFile(file, look)
 		if problem != nil {
@@ -56,11 +73,7 @@ func validate(ctx context.Context, o options, args []string, stdout io.Writer) e
 		}
 		all = append(all, v)
 	}
-	write := printValidations
-	if o.output == "json" {
-		write = func(w io.Writer, all []validation) error { return printJSON(w, all) }
-	}
-	if err := write(stdout, all); err != nil {
+	if err := o.print(all, func() error { return printValidations(o.stdout, all) }); err != nil {
 		return err
 	}
 	if bad > 0 {
@@ -69,13 +82,13 @@ func validate(ctx context.Context, o options, args []string, stdout io.Writer) e
 	return nil
 }
 
-// plugins looks at plugins in the directories of --cni-bin-dir; it is nil without.
-// stop ends what it runs.
-func (o options) plugins(ctx context.Context) (look func(types []string) (*probe.Plugins, error), stop func()) {
-	if o.binDir == "" {
+// plugins returns what looks at plugins in directories that are separated by commas,
+// nil if there are none. stop ends what it runs.
+func plugins(ctx context.Context, binDirs string) (look func(types []string) (*probe.Plugins, error), stop func()) {
+	if binDirs == "" {
 		return nil, func() {}
 	}
-	prober := probe.New(strings.Split(o.binDir, ","), probe.Config{})
+	prober := probe.New(strings.Split(binDirs, ","), probe.Config{})
 	return func(types []string) (*probe.Plugins, error) { return prober.Probe(ctx, types, probeTime) }, prober.Stop
 }
 

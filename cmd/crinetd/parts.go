@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,6 +66,8 @@ type parts struct {
 	registry *prometheus.Registry
 
 	listeners map[string]net.Listener // by socket name
+	held      bool                    // the service manager holds the sockets over a restart
+	stopAt    atomic.Int64            // when crinetd was told to end, in ns since 1970; 0 before
 	journal   *journal.Journal
 	conn      *grpc.ClientConn // to the container runtime
 	sandboxes *upstream.Sandboxes
@@ -121,18 +124,32 @@ func (p *parts) close() error {
 	return errors.Join(errs...)
 }
 
+// listen takes the sockets that the service manager passes, and makes the others.
 func (p *parts) listen(ctx context.Context) error {
 	if err := os.MkdirAll(p.options.RunDir, 0o700); err != nil {
 		return fmt.Errorf("--run-dir: %w", err)
 	}
+	passed, err := socket.Activated(p.log)
+	if err != nil {
+		return err
+	}
+	p.held = len(passed) > 0
 	for _, name := range []string{criSocket, cniSocket, adminSocket} {
-		l, err := socket.Listen(ctx, filepath.Join(p.options.RunDir, name), p.log)
-		if err != nil {
-			return err
+		path := filepath.Join(p.options.RunDir, name)
+		l := passed[path]
+		delete(passed, path)
+		if l == nil {
+			if l, err = socket.Listen(ctx, path, p.log); err != nil {
+				break
+			}
 		}
 		p.listeners[name] = l
 	}
-	return nil
+	for path, l := range passed {
+		err = errors.Join(err, fmt.Errorf("the service manager passes a socket at %s, which is none of crinetd's in --run-dir=%s; correct the socket unit",
+			path, p.options.RunDir), l.Close())
+	}
+	return err
 }
 
 func (p *parts) openJournal(context.Context) (err error) {
@@ -321,13 +338,13 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	p.hooks = cri.New(c)
 	p.report.Ready = p.hooks.Ready
-	if p.cniHook, err = cnihook.New(cnihook.Config{Handler: p.engine, Log: p.log, Mark: p.mark, Send: failpoint.Send()}); err != nil {
+	if p.cniHook, err = cnihook.New(cnihook.Config{Handler: p.engine, Log: p.log, Mark: p.mark, Send: failpoint.Send(), Grace: p.graceLeft}); err != nil {
 		return err
 	}
 	p.proxy, err = proxy.New(proxy.Config{
 		RuntimeEndpoint: p.options.ContainerRuntimeEndpoint, Runtime: p.conn, ImageEndpoint: p.options.ImageServiceEndpoint,
 		Hooks: failpoint.Hooks(p.hooks.Methods()), Log: p.log, Observe: metrics.ObserveCall,
-		Grace: max(p.options.ShutdownGrace, time.Millisecond),
+		Drain: cri.Drained(), Grace: max(p.options.ShutdownGrace, time.Millisecond),
 	})
 	return err
 }

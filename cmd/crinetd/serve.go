@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
@@ -29,11 +29,43 @@ const (
 // serve recovers, makes the node ready and serves until ctx ends or a part fails.
 // The order matters: crinetd serves the runtime's calls before it asks the runtime,
 // whose answer may wait for crinet's answer to STATUS. It serves the kubelet last.
+//
+// It ends in the opposite order: first the kubelet's calls, which need all that is
+// below them, then the runtime's, then the parts that those need.
 func (p *parts) serve(ctx context.Context) error {
 	if err := p.recover(ctx); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	all, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, all := errgroup.WithContext(all)
+	endHook, err := p.start(all, group)
+	if err != nil {
+		end()
+		endHook()
+		return errors.Join(err, group.Wait())
+	}
+	p.log.Info("crinetd serves", "version", version, "plugin", p.report.Plugin, "runDir", p.options.RunDir)
+	p.ready()
+	told, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(all, cancel)() // a part that fails ends the others
+	group.Go(func() error { p.stopping(told); return nil })
+	group.Go(func() error { p.watch(told); return nil })
+	group.Go(func() error {
+		defer end()
+		defer endHook()
+		return p.proxy.Serve(told, p.listeners[criSocket])
+	})
+	err = group.Wait()
+	p.log.Info("crinetd ends")
+	return err
+}
+
+// start starts all parts but those that answer the kubelet. They run until ctx
+// ends; what serves the runtime runs until endHook is called, also after an error.
+func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(), err error) {
+	endHook = func() {}
 	run := func(part func(context.Context)) {
 		group.Go(func() error { part(ctx); return nil })
 	}
@@ -48,26 +80,13 @@ func (p *parts) serve(ctx context.Context) error {
 	run(p.dhcp.Run)
 	run(p.builtins.Run)
 	if err := p.serveHostPorts(ctx, run); err != nil {
-		return err
+		return endHook, err
 	}
 	run(p.engine.Run)
-	endHook := p.serveRuntime(ctx, group)
+	endHook = p.serveRuntime(ctx, group)
 	run(p.runtime.Run)
 	p.install(ctx, run)
-	group.Go(func() error {
-		defer endHook()
-		return p.proxy.Serve(ctx, p.listeners[criSocket])
-	})
-	if err := p.serveOperators(ctx, group); err != nil {
-		return err
-	}
-	p.log.Info("crinetd serves", "version", version, "plugin", p.report.Plugin, "runDir", p.options.RunDir)
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		p.log.Warn("crinetd has started, but the service manager does not know", "err", err)
-	}
-	err := group.Wait()
-	p.log.Info("crinetd ends")
-	return err
+	return endHook, p.serveOperators(ctx, group)
 }
 
 // install puts crinet's files where the runtime says that it looks, or under noop
@@ -131,12 +150,20 @@ func (p *parts) serveHostPorts(ctx context.Context, run func(func(context.Contex
 	return nil
 }
 
-// serveRuntime serves the runtime's calls until end is called. They must be served
-// longer than ctx lasts: the kubelet's calls that finish in the grace need them.
+// serveRuntime serves the runtime's calls until end is called, which waits for
+// those under way. They must be served as long as the kubelet's: those that finish
+// in the grace need them.
 func (p *parts) serveRuntime(ctx context.Context, group *errgroup.Group) (end func()) {
-	hookCtx, end := context.WithCancel(context.WithoutCancel(ctx))
-	group.Go(func() error { return p.cniHook.Serve(hookCtx, p.listeners[cniSocket]) })
-	return end
+	hookCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	group.Go(func() error {
+		defer close(ended)
+		return p.cniHook.Serve(hookCtx, p.listeners[cniSocket])
+	})
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // serveOperators serves admin.sock, and metrics over TCP if they are asked for.

@@ -11,6 +11,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// connectTimeout is how long a connection may take that waits in a listen queue,
+// gRPC's default. The kubelet takes five seconds.
+const connectTimeout = 20 * time.Second
+
 // maxMessage is the kubelet's limit for a CRI message.
 const maxMessage = 16 << 20
 
@@ -32,7 +36,7 @@ func (n *Node) Client(socket string) (*Client, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 250 * time.Millisecond},
-			MinConnectTimeout: time.Second,
+			MinConnectTimeout: connectTimeout,
 		}))
 	if err != nil {
 		return nil, fmt.Errorf("make a CRI client of %s: %w", socket, err)

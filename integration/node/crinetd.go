@@ -59,8 +59,11 @@ func (n *Node) StartCrinetdBy(ctx context.Context, command []string, flags ...st
 		return errors.New("crinetd runs already")
 	}
 	var err error
-	line := slices.Concat(command, []string{n.kit.Crinet("crinetd")}, flags)
-	n.crinetd, err = startDaemon(n.Place, "crinetd", n.logFile("crinetd"), line[0], line[1:]...)
+	line := slices.Concat(command, []string{n.crinet("crinetd")}, flags)
+	if n.held != nil {
+		line = n.held.command(line)
+	}
+	n.crinetd, err = newDaemon(n.Place, "crinetd", n.logFile("crinetd"), false, n.held.prepare, line[0], line[1:]...)
 	if err != nil {
 		return err
 	}
@@ -106,7 +109,7 @@ func (n *Node) CrinetdPID() (int, error) {
 
 // Crinetctl runs crinetctl in the node and returns what it printed.
 func (n *Node) Crinetctl(ctx context.Context, args ...string) (string, error) {
-	return n.Run(ctx, n.kit.Crinet("crinetctl"), args...)
+	return n.Run(ctx, n.crinet("crinetctl"), args...)
 }
 
 // PodState is what crinetctl says of a pod's network.

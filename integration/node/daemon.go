@@ -33,16 +33,17 @@ type daemon struct {
 
 // startDaemon starts a program in place. Its output is added to log.
 func startDaemon(place *Place, name, log, path string, args ...string) (*daemon, error) {
-	return newDaemon(place, name, log, false, path, args...)
+	return newDaemon(place, name, log, false, nil, path, args...)
 }
 
 // superviseDaemon is startDaemon for a program that is started again whenever it
 // ends, until it is stopped or killed.
 func superviseDaemon(place *Place, name, log, path string, args ...string) (*daemon, error) {
-	return newDaemon(place, name, log, true, path, args...)
+	return newDaemon(place, name, log, true, nil, path, args...)
 }
 
-func newDaemon(place *Place, name, log string, supervised bool, path string, args ...string) (*daemon, error) {
+// newDaemon starts a program; prepare, if set, completes each command.
+func newDaemon(place *Place, name, log string, supervised bool, prepare func(*exec.Cmd), path string, args ...string) (*daemon, error) {
 	start := func() (*exec.Cmd, error) {
 		file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 		if err != nil {
@@ -53,6 +54,9 @@ func newDaemon(place *Place, name, log string, supervised bool, path string, arg
 		cmd := place.Command(context.Background(), path, args...)
 		cmd.Stdout, cmd.Stderr = file, file
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if prepare != nil {
+			prepare(cmd)
+		}
 		if err := place.Start(cmd); err != nil {
 			return nil, fmt.Errorf("start %s: %w", name, err)
 		}

@@ -58,9 +58,11 @@ type Node struct {
 	ended   chan struct{} // closed when process 1 has ended
 
 	containerd, crinetd *daemon
-	holder              *daemon // keeps the outside's network when this process ends
-	imported            bool    // the images are in containerd's store
-	cri                 *Client // of containerd
+	holder              *daemon      // keeps the outside's network when this process ends
+	held                *heldSockets // nil: crinetd makes its sockets itself
+	crinetDir           string       // folder of crinet's programs; empty: the kit's
+	imported            bool         // the images are in containerd's store
+	cri                 *Client      // of containerd
 
 	mu      sync.Mutex
 	clients []io.Closer
@@ -283,6 +285,8 @@ func (n *Node) Close() error {
 		}
 	}
 	n.containerd, n.crinetd, n.holder = nil, nil, nil
+	errs = append(errs, n.held.close())
+	n.held = nil
 	for _, p := range []*Place{n.Place, n.Outside} {
 		if p != nil {
 			errs = append(errs, p.close())

@@ -79,15 +79,26 @@ func reply(w http.ResponseWriter, log *slog.Logger, value any) {
 	}
 }
 
-// Serve serves a handler on a listener until ctx ends.
+// lastAnswers bounds the wait for answers under way when Serve ends.
+const lastAnswers = time.Second
+
+// Serve serves a handler on a listener until ctx ends. Answers under way get a
+// second more.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = server.Close() // a lost answer does no harm
+		defer close(ended)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
+		defer cancel()
+		if server.Shutdown(last) != nil {
+			_ = server.Close() // an answer that is lost now does no harm
+		}
 	})
-	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		stop()
 		return err
 	}
+	<-ended
 	return nil
 }

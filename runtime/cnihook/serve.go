@@ -16,9 +16,9 @@ import (
 	"github.com/crinet-project/crinet/cni/wire"
 )
 
-// serve serves one connection: it reads a request, runs the call and writes a
-// reply. No call begins after the end of ctx; a call that has begun runs with the
-// context calls.
+// serve serves one connection: it reads a request, runs the call with the context
+// calls and writes a reply. Who was accepted before the end of ctx is served after
+// it as well: it cannot go back into the listen queue.
 func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 	defer func() { <-s.slots }()
 	start := time.Now()
@@ -33,7 +33,7 @@ func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 		defer close(watched)
 		watch(conn, cancel)
 	}()
-	call, reply := s.answer(ctx, callCtx, request)
+	call, reply := s.answer(callCtx, request)
 	gone := errors.Is(context.Cause(callCtx), ErrCallerGone)
 	cancel(nil)
 	writeErr := conn.SetWriteDeadline(time.Now().Add(replyTimeout))
@@ -45,13 +45,13 @@ func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 	s.report(ctx, request.Command, call, reply, outcome{gone: gone, replyErr: errors.Join(writeErr, closeErr), took: time.Since(start)})
 }
 
-// read receives the request. It gives up after the request timeout and when ctx
-// ends.
+// read receives the request. It gives up after the request timeout, and soon after
+// the end of ctx.
 func (s *Server) read(ctx context.Context, conn net.Conn) (*wire.Request, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(s.requestTimeout)); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now().Add(lastRequests)) })
 	request, err := wire.ReadRequest(conn)
 	if !stop() && err != nil {
 		return nil, ErrStopping
@@ -93,17 +93,15 @@ func watch(conn net.Conn, cancel context.CancelCauseFunc) {
 }
 
 // answer checks the request and runs the call.
-func (s *Server) answer(ctx, callCtx context.Context, request *wire.Request) (*call, *wire.Reply) {
+func (s *Server) answer(ctx context.Context, request *wire.Request) (*call, *wire.Reply) {
 	call, err := newCall(request)
 	var result []byte
 	switch {
 	case err != nil:
-	case ctx.Err() != nil:
-		err = stopping(request.Command)
 	case s.mark != "" && request.Inside == s.mark:
 		err = nested(request.Command)
 	default:
-		result, err = s.dispatch(callCtx, request.Command, call)
+		result, err = s.dispatch(ctx, request.Command, call)
 	}
 	if err == nil && len(result) > wire.MaxResult {
 		err = fmt.Errorf("the result has %d bytes, %d is the limit", len(result), wire.MaxResult)
@@ -127,14 +125,6 @@ func nested(command string) error {
 	default:
 		return nil
 	}
-}
-
-func stopping(command string) error {
-	code := wire.CodeTryAgainLater
-	if command == wire.CommandStatus {
-		code = wire.CodeNotAvailable
-	}
-	return &wire.Error{Code: code, Msg: ErrStopping.Error()}
 }
 
 // dispatch runs the handler. It turns a panic into an error of the call.

@@ -29,6 +29,9 @@ const (
 	abortWait = 5 * time.Second
 	// replyTimeout bounds the time a plugin may take to read its answer.
 	replyTimeout = 10 * time.Second
+	// lastRequests is how long clients that were accepted may take to send their
+	// request when Serve ends.
+	lastRequests = time.Second
 	// acceptPause is the wait after a failed accept, such as without descriptors.
 	acceptPause = 100 * time.Millisecond
 )
@@ -79,9 +82,9 @@ type Config struct {
 	// RequestTimeout is how long a client may take to send its request, 5 s by
 	// default.
 	RequestTimeout time.Duration
-	// Grace is how long calls under way may take to finish when Serve ends, 5 s
+	// Grace returns how long calls under way may take to finish when Serve ends, 5 s
 	// by default.
-	Grace time.Duration
+	Grace func() time.Duration
 	// Mark is the environment variable, NAME=value, that crinetd gives to the
 	// plugins that it runs. A call with that value comes from inside one of them.
 	// If Mark is empty, no call does.
@@ -96,7 +99,7 @@ type Server struct {
 	log            *slog.Logger
 	slots          chan struct{} // one element a connection
 	requestTimeout time.Duration
-	grace          time.Duration
+	grace          func() time.Duration
 	mark           string // the value of Config.Mark
 	send           func(command string, write func() error) error
 }
@@ -106,8 +109,8 @@ func New(c Config) (*Server, error) {
 	if c.Handler == nil {
 		return nil, errors.New("CNI hook: no handler")
 	}
-	if c.Connections < 0 || c.RequestTimeout < 0 || c.Grace < 0 {
-		return nil, fmt.Errorf("CNI hook: negative limit: %d connections, request timeout %v, grace %v", c.Connections, c.RequestTimeout, c.Grace)
+	if c.Connections < 0 || c.RequestTimeout < 0 {
+		return nil, fmt.Errorf("CNI hook: negative limit: %d connections, request timeout %v", c.Connections, c.RequestTimeout)
 	}
 	if c.Connections == 0 {
 		c.Connections = defaultConnections
@@ -115,8 +118,8 @@ func New(c Config) (*Server, error) {
 	if c.RequestTimeout == 0 {
 		c.RequestTimeout = defaultRequestTimeout
 	}
-	if c.Grace == 0 {
-		c.Grace = defaultGrace
+	if c.Grace == nil {
+		c.Grace = func() time.Duration { return defaultGrace }
 	}
 	if c.Send == nil {
 		c.Send = func(_ string, write func() error) error { return write() }
@@ -135,10 +138,10 @@ func New(c Config) (*Server, error) {
 	}, nil
 }
 
-// Serve answers calls on listener until ctx ends. Then it refuses new calls with
-// 'try again later', lets calls under way finish within the grace, and cancels the
-// rest with ErrStopping. It returns nil if ctx has ended and all calls have, and
-// always closes the listener.
+// Serve answers calls on listener until ctx ends. Then it accepts none any more,
+// lets those that were accepted finish within the grace, and cancels the rest with
+// ErrStopping. It returns nil if ctx has ended and all calls have, and always closes
+// the listener: where systemd holds the socket too, new calls wait in its queue.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	// Calls outlive ctx by the grace.
 	calls, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -152,7 +155,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	if err := closeListener(); err != nil && !errors.Is(err, net.ErrClosed) {
 		acceptErr = errors.Join(acceptErr, err)
 	}
-	if !drain.Wait(running.Wait, s.grace, func() { cancel(ErrStopping) }, abortWait) {
+	if !drain.Wait(running.Wait, s.grace(), func() { cancel(ErrStopping) }, abortWait) {
 		acceptErr = errors.Join(acceptErr, fmt.Errorf("calls did not end within %v of being cancelled", abortWait))
 	}
 	if acceptErr != nil {

@@ -254,7 +254,7 @@ func TestConcurrency(t *testing.T) {
 func TestStop(t *testing.T) {
 	t.Parallel()
 	begun, release := make(chan struct{}), make(chan struct{})
-	s := start(t, Config{Grace: time.Hour, RequestTimeout: time.Hour, Handler: &double{t: t, del: func(context.Context, *engine.Call) error {
+	s := start(t, Config{Grace: grace(time.Hour), RequestTimeout: time.Hour, Handler: &double{t: t, del: func(context.Context, *engine.Call) error {
 		close(begun)
 		<-release
 		return nil
@@ -282,7 +282,7 @@ func TestStop(t *testing.T) {
 	}
 
 	begun = make(chan struct{})
-	s = start(t, Config{Grace: 20 * time.Millisecond, Handler: &double{t: t, del: func(ctx context.Context, _ *engine.Call) error {
+	s = start(t, Config{Grace: grace(20 * time.Millisecond), Handler: &double{t: t, del: func(ctx context.Context, _ *engine.Call) error {
 		close(begun)
 		<-ctx.Done()
 		return context.Cause(ctx)
@@ -300,9 +300,75 @@ func TestStop(t *testing.T) {
 	}
 }
 
+func grace(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
+
+// TestHandover has servers follow each other on one listening socket, as behind
+// systemd, while plugins are run without a pause: no call is refused.
+func TestHandover(t *testing.T) {
+	t.Parallel()
+	handler := &double{t: t, del: func(context.Context, *engine.Call) error { return nil }}
+	s := start(t, Config{Handler: handler})
+	if err := s.stop(); err != nil { // it made the directory
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				cmd, out := shim(t, environment("DEL"), s.config("1.0.0", ""))
+				if err := cmd.Run(); err != nil {
+					t.Errorf("DEL: %v with %s", err, out)
+				}
+			}
+		})
+	}
+	for range 30 {
+		end := serveOn(t, lis.(*net.UnixListener), handler)
+		time.Sleep(5 * time.Millisecond) // a restart may come at any time
+		end()
+	}
+	end := serveOn(t, lis.(*net.UnixListener), handler)
+	cancel()
+	callers.Wait()
+	end()
+}
+
+// serveOn serves on a copy of the listening socket until end is called.
+func serveOn(t *testing.T, lis *net.UnixListener, handler Handler) (end func()) {
+	t.Helper()
+	file, err := lis.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, err := net.FileListener(file)
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	server, err := New(Config{Handler: handler})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, copied) }()
+	return func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
 func TestNew(t *testing.T) {
 	t.Parallel()
-	for _, c := range []Config{{}, {Handler: &double{}, Connections: -1}, {Handler: &double{}, Grace: -1}, {Handler: &double{}, RequestTimeout: -1}} {
+	for _, c := range []Config{{}, {Handler: &double{}, Connections: -1}, {Handler: &double{}, RequestTimeout: -1}} {
 		if _, err := New(c); err == nil {
 			t.Errorf("New(%+v) gave no error", c)
 		}

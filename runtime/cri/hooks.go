@@ -106,6 +106,17 @@ func (h *Hooks) Methods() map[string]proxy.Hook {
 	}
 }
 
+// Drained returns the methods that change a sandbox's network. Their calls are
+// finished before crinetd ends.
+func Drained() []string {
+	return []string{
+		runtimeapi.RuntimeService_RunPodSandbox_FullMethodName,
+		runtimeapi.RuntimeService_RestorePod_FullMethodName,
+		runtimeapi.RuntimeService_StopPodSandbox_FullMethodName,
+		runtimeapi.RuntimeService_RemovePodSandbox_FullMethodName,
+	}
+}
+
 // Ready says whether new pods can get a network: crinet's side and the
 // runtime's. It answers from memory.
 func (h *Hooks) Ready() error {

@@ -12,14 +12,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// hooked answers a unary call through its hook.
-func (p *Proxy) hooked(stream grpc.ServerStream, c *call, hook Hook) error {
+// hooked answers a unary call through its hook, which gets ctx.
+func (p *Proxy) hooked(ctx context.Context, stream grpc.ServerStream, c *call, hook Hook) error {
 	request, err := receiveOne(stream)
 	if err != nil {
 		return err
 	}
 	var header, trailer metadata.MD
-	answer, err := hook(stream.Context(), request, func(ctx context.Context, request []byte) ([]byte, error) {
+	answer, err := hook(ctx, request, func(ctx context.Context, request []byte) ([]byte, error) {
 		var answer []byte
 		var err error
 		answer, header, trailer, err = c.unary(ctx, request)

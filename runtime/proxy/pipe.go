@@ -6,35 +6,19 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // pipe passes a call on as two independent streams of frames. A unary call has
 // one frame in each direction.
-func (p *Proxy) pipe(stream grpc.ServerStream, c *call) error {
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	if c.method == runtimeapi.RuntimeService_GetContainerEvents_FullMethodName {
-		// This stream does not end by itself and would keep Serve from ending. The
-		// kubelet opens it again.
-		defer context.AfterFunc(p.stopping, func() {
-			cancel(status.Error(codes.Unavailable, "crinetd is stopping"))
-		})()
-	}
-	up, err := c.open(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true})
+func (p *Proxy) pipe(u *underWay, stream grpc.ServerStream, c *call) error {
+	up, err := c.open(u.ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true})
 	if err != nil {
 		return err
 	}
 	// The goroutine ends with the call: when the handler returns, gRPC cancels both
 	// streams.
-	go passRequests(stream, up, cancel)
-	err = passAnswers(stream, up)
-	if ctx.Err() != nil && stream.Context().Err() == nil {
-		return context.Cause(ctx) // the proxy ended the call, for this reason
-	}
-	return err
+	go passRequests(stream, up, u.cancel)
+	return passAnswers(stream, up)
 }
 
 // passRequests copies the caller's messages and its half-close upstream. A failure

@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -24,9 +26,11 @@ const MaxMessageSize = 64 << 20
 // thus cannot make the set of labels grow.
 const OtherMethod = "other"
 
-// defaultGrace is how long calls under way may take to finish at the end of
-// Serve.
-const defaultGrace = 5 * time.Second
+// Defaults of Config.
+const (
+	defaultGrace     = 5 * time.Second
+	defaultPassGrace = 2 * time.Second
+)
 
 // handshakeTimeout is how long a client may take to begin HTTP/2. A client that
 // connects and sends nothing delays the end of Serve by that time.
@@ -64,9 +68,14 @@ type Config struct {
 	// Observe, if set, is called with the outcome of every call. method is the
 	// full name or OtherMethod. It runs on the call's goroutine.
 	Observe func(method string, code codes.Code, d time.Duration)
-	// Grace is how long calls under way may take to finish when Serve ends. 0
-	// means 5 s.
+	// Drain are the methods, by full name, whose calls may take Grace to finish
+	// when Serve ends. 0 means 5 s.
+	Drain []string
 	Grace time.Duration
+	// PassGrace is how long all other calls may take then, but for those that
+	// never end by themselves or pull an image, which are ended at once. 0 means
+	// 2 s.
+	PassGrace time.Duration
 }
 
 // Proxy is a CRI server that passes calls on. Its methods may be called
@@ -76,14 +85,14 @@ type Proxy struct {
 	hooks    map[string]Hook
 	methods  map[string]bool
 	onResult func(method string, code codes.Code, d time.Duration)
-	grace    time.Duration
+	classes  map[string]class // of methods; all others pass
+
+	grace, passGrace time.Duration
 
 	runtime, image *upstream
 	server         *grpc.Server
-
-	// stopping ends when Serve begins to stop.
-	stopping context.Context
-	stop     context.CancelFunc
+	gate           atomic.Pointer[gate] // nil before Serve
+	calls          callSet
 }
 
 // New checks the configuration. It does not connect: upstream may come later.
@@ -104,13 +113,15 @@ func New(c Config) (*Proxy, error) {
 		}
 	}
 	p := &Proxy{
-		log:      c.Log,
-		hooks:    maps.Clone(c.Hooks),
-		methods:  knownMethods(c.Hooks),
-		onResult: c.Observe,
-		grace:    c.Grace,
-		runtime:  runtime,
-		image:    image,
+		log:       c.Log,
+		hooks:     maps.Clone(c.Hooks),
+		methods:   knownMethods(c.Hooks),
+		onResult:  c.Observe,
+		classes:   classify(c.Drain),
+		grace:     c.Grace,
+		passGrace: c.PassGrace,
+		runtime:   runtime,
+		image:     image,
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
@@ -121,8 +132,11 @@ func New(c Config) (*Proxy, error) {
 	if p.grace <= 0 {
 		p.grace = defaultGrace
 	}
-	p.stopping, p.stop = context.WithCancel(context.Background())
+	if p.passGrace <= 0 {
+		p.passGrace = defaultPassGrace
+	}
 	p.server = grpc.NewServer(
+		grpc.Creds(counted{insecure.NewCredentials(), p.gate.Load}),
 		grpc.ForceServerCodecV2(rawCodec{}),
 		grpc.UnknownServiceHandler(p.handle),
 		grpc.StreamInterceptor(p.report),
@@ -157,7 +171,6 @@ func knownMethods(hooks map[string]Hook) map[string]bool {
 // Close ends the upstream connections, and with them all calls under way.
 // Call it when Serve has returned.
 func (p *Proxy) Close() error {
-	p.stop()
 	p.server.Stop()
 	err := p.runtime.close()
 	if p.image != p.runtime {
@@ -174,10 +187,12 @@ func (p *Proxy) handle(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
 	md, _ := metadata.FromIncomingContext(stream.Context())
 	c := &call{method: method, md: md, upstream: p.route(method)}
+	u := p.calls.begin(stream.Context(), p.classOf(method))
+	defer p.calls.end(u)
 	if hook := p.hooks[method]; hook != nil {
-		return p.hooked(stream, c, hook)
+		return u.reason(stream.Context(), p.hooked(u.ctx, stream, c, hook))
 	}
-	return p.pipe(stream, c)
+	return u.reason(stream.Context(), p.pipe(u, stream, c))
 }
 
 // route sends the image service of any CRI version to the image endpoint and

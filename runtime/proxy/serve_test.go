@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -128,56 +130,172 @@ func TestSilentUpstream(t *testing.T) {
 	}
 }
 
-// TestStop ends Serve with a call under way that finishes, an event stream
-// that is ended at once, and a stream that only the grace ends.
+// TestStop ends Serve with calls of each class under way: what passes and what is
+// drained may finish, each in its time, and a stream that never ends is ended at
+// once.
 func TestStop(t *testing.T) {
 	t.Parallel()
-	const events = runtimeapi.RuntimeService_GetContainerEvents_FullMethodName
-	begun, release := make(chan struct{}), make(chan struct{})
-	endless := func(stream grpc.ServerStream) error {
-		begun <- struct{}{}
+	const (
+		events = runtimeapi.RuntimeService_GetContainerEvents_FullMethodName
+		run    = runtimeapi.RuntimeService_RunPodSandbox_FullMethodName
+	)
+	hang := func(stream grpc.ServerStream) error {
+		if err := stream.SendHeader(nil); err != nil {
+			return err
+		}
 		<-stream.Context().Done()
 		return stream.Context().Err()
 	}
-	methods := map[string]handler{events: endless, "/s/Endless": endless, version: func(stream grpc.ServerStream) error {
-		begun <- struct{}{}
+	release := make(chan struct{})
+	finish := func(stream grpc.ServerStream) error {
+		if err := stream.SendHeader(nil); err != nil {
+			return err
+		}
 		<-release
 		return echo(stream)
-	}}
-	start := func(grace time.Duration, methods map[string]handler, method string) (*running, chan outcome) {
-		p := startPair(t, Config{Grace: grace}, methods)
-		got := make(chan outcome, 1)
-		go func() { got <- do(context.Background(), p.proxied, method, []byte("x")) }()
-		<-begun
-		return p.proxy, got
 	}
-	// Each would wait for ever, or longer than the test's patience.
-	run, got := start(time.Hour, methods, events)
-	if err := run.stop(); err != nil {
-		t.Errorf("Serve with an event stream: %v", err)
+	tests := []struct {
+		name   string
+		config Config
+		method string
+		do     handler
+		finish bool
+	}{
+		{"event stream", Config{Grace: time.Hour, PassGrace: time.Hour}, events, hang, false},
+		{"passing call", Config{Grace: time.Hour, PassGrace: time.Hour}, version, finish, true},
+		{"passing call that goes on", Config{Grace: time.Hour, PassGrace: 20 * time.Millisecond}, version, hang, false},
+		{"drained call", Config{Grace: time.Hour, PassGrace: 20 * time.Millisecond, Drain: []string{run}}, run, finish, true},
+		{"drained call that goes on", Config{Grace: 20 * time.Millisecond, Drain: []string{run}}, run, hang, false},
+		{"unknown stream", Config{Grace: 20 * time.Millisecond}, "/s/Endless", hang, false},
 	}
-	if o := <-got; o.code() != codes.Unavailable || !strings.Contains(o.message(), "stopping") {
-		t.Errorf("event stream at the end of Serve: %v", o.proto())
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startPair(t, tt.config, map[string]handler{tt.method: tt.do})
+			stream, err := p.proxied.NewStream(context.Background(), bidi, tt.method)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(stream.SendMsg(message([]byte("x"))), stream.CloseSend()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Header(); err != nil { // it has begun
+				t.Fatal(err)
+			}
+			stopped := make(chan error, 1)
+			go func() { stopped <- p.proxy.stop() }()
+			if tt.finish {
+				release <- struct{}{}
+			}
+			o := rest(stream)
+			if tt.finish && (o.Status != "" || len(o.Answers) != 1) {
+				t.Errorf("the call was not finished: %v", o.proto())
+			}
+			if !tt.finish && (o.code() != codes.Unavailable || !strings.Contains(o.message(), "stopping")) {
+				t.Errorf("the call ended with %v, want Unavailable", o.proto())
+			}
+			if err := <-stopped; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		})
 	}
+}
 
-	run, got = start(time.Hour, methods, version)
-	stopped := make(chan error, 1)
-	go func() { stopped <- run.stop() }()
-	<-run.proxy.stopping.Done()
+// TestSlowCallsSilenceNobody: while a drained call that began before the end goes
+// on, others are served.
+func TestSlowCallsSilenceNobody(t *testing.T) {
+	t.Parallel()
+	begun, release := make(chan struct{}), make(chan struct{})
+	p := startPair(t, Config{Grace: time.Hour, Drain: []string{"/s/Slow"}}, map[string]handler{version: echo, "/s/Slow": func(stream grpc.ServerStream) error {
+		close(begun)
+		<-release
+		return echo(stream)
+	}})
+	slow, stopped := make(chan outcome, 1), make(chan error, 1)
+	go func() { slow <- do(context.Background(), p.proxied, "/s/Slow", []byte("x")) }()
+	<-begun
+	go func() { stopped <- p.proxy.stop() }()
+	for range 100 {
+		if o := do(t.Context(), connect(t, p.proxy.path), version, []byte("x")); o.Status != "" {
+			t.Fatalf("a call by a new connection: %v", o.proto())
+		}
+	}
 	close(release)
-	if o := <-got; o.Status != "" || len(o.Answers) != 1 {
-		t.Errorf("call under way at the end of Serve: %v", o.proto())
+	if o := <-slow; o.Status != "" {
+		t.Errorf("the slow call: %v", o.proto())
 	}
 	if err := <-stopped; err != nil {
-		t.Errorf("Serve with a call under way: %v", err)
+		t.Errorf("Serve: %v", err)
 	}
+}
 
-	run, got = start(20*time.Millisecond, methods, "/s/Endless")
-	if err := run.stop(); err != nil {
-		t.Errorf("Serve with an endless stream: %v", err)
+// TestHandover has servers follow each other on one listening socket, as behind
+// systemd, under callers with old and new connections: no call fails.
+func TestHandover(t *testing.T) {
+	t.Parallel()
+	up := startUpstream(t, filepath.Join(sockets(t), "u"), map[string]handler{version: echo, "/s/Hooked": echo})
+	lis, err := net.Listen("unix", filepath.Join(sockets(t), "p"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if o := <-got; o.code() != codes.Unavailable {
-		t.Errorf("endless stream after the grace: %v", o.proto())
+	defer lis.Close()
+	path := lis.Addr().String()
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	for i := range 8 {
+		conn := connect(t, path)
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				used := conn
+				if i == 0 {
+					used = connect(t, path)
+				}
+				for _, method := range []string{version, "/s/Hooked"} {
+					if o := do(context.Background(), used, method, []byte("x")); o.Status != "" {
+						t.Errorf("%s: %v", method, o.proto())
+					}
+				}
+			}
+		})
+	}
+	for range 50 {
+		generation(t, lis.(*net.UnixListener), Config{RuntimeEndpoint: up.path, Hooks: map[string]Hook{"/s/Hooked": identity}})
+	}
+	last := startOn(t, lis.(*net.UnixListener), Config{RuntimeEndpoint: up.path, Hooks: map[string]Hook{"/s/Hooked": identity}})
+	cancel()
+	callers.Wait()
+	last()
+}
+
+// generation serves on a copy of the listening socket for a moment.
+func generation(t *testing.T, lis *net.UnixListener, c Config) {
+	stop := startOn(t, lis, c)
+	time.Sleep(5 * time.Millisecond) // a restart may come at any time
+	stop()
+}
+
+// startOn serves on a copy of the listening socket until stop is called.
+func startOn(t *testing.T, lis *net.UnixListener, c Config) (stop func()) {
+	t.Helper()
+	file, err := lis.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, err := net.FileListener(file)
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	p, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- p.Serve(ctx, copied) }()
+	return func() {
+		cancel()
+		if err := errors.Join(<-served, p.Close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

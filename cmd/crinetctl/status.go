@@ -2,24 +2,38 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/crinet-project/crinet/runtime/admin"
 )
 
-// steps are the columns of a pod's lifecycle, in its order.
-var steps = [...]string{"create", "netns", "plugin", "start"}
+// newStatus makes the command status.
+func newStatus(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the selected network and why, whether it is ready and why not, networks, files, last reloads",
+		Args:  noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := o.client().Status(c.Context())
+			if err != nil {
+				return err
+			}
+			return o.print(s, func() error { return printStatus(o, s) })
+		},
+	}
+}
 
-func printStatus(stdout io.Writer, s admin.Status) error {
-	w := newTable(stdout)
+func printStatus(o *options, s admin.Status) error {
+	w := newTable(o.stdout)
 	w.row("crinetd:", s.Version)
 	w.row("Network plugin:", s.Plugin)
 	if s.Ready {
-		w.row("Network ready:", "yes")
+		w.row("Network ready:", o.paint(green, "yes"))
 	} else {
-		w.row("Network ready:", "no: "+s.Reason)
+		w.row("Network ready:", o.paint(red, "no: "+s.Reason))
 	}
 	if s.Network != "" {
 		w.row("Network:", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
@@ -115,18 +129,6 @@ func hostPortsLine(h *admin.HostPorts) string {
 	return text
 }
 
-// printForgotten says what may remain on the node.
-func printForgotten(stdout io.Writer, pods []admin.Pod) error {
-	for _, p := range pods {
-		_, err := fmt.Fprintf(stdout, "Forgotten: sandbox %s of pod %s/%s on network %s. On the node may remain: the addresses %s in its IPAM, its interface, rules and namespace %s.\n",
-			p.SandboxID, p.Namespace, p.Name, p.Network, orNone(strings.Join(p.Addresses, ", ")), orNone(p.NetNS))
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func dhcpDaemon(d admin.DHCPDaemon) string {
 	if d.PID == 0 {
 		return fmt.Sprintf("%s: %s", d.Socket, orNone(d.Reason))
@@ -147,90 +149,4 @@ func watch(w *admin.Watch) string {
 		text += "; changes are found by polling only: " + w.Error
 	}
 	return text
-}
-
-func printPlugins(stdout io.Writer, p admin.Plugins) error {
-	w := newTable(stdout)
-	if len(p.Dirs) == 0 {
-		w.row("No plugins are probed: --network-plugin is noop.")
-		return w.Flush()
-	}
-	w.row("BIN DIR", "NOTE")
-	for _, dir := range p.Dirs {
-		w.row(dir.Path, dir.Reason)
-	}
-	w.gap()
-	w.row("PLUGIN", "PATH", "CNI VERSIONS", "NOTE")
-	for _, plugin := range p.Plugins {
-		var notes []string
-		if plugin.Reason != "" {
-			notes = append(notes, plugin.Reason)
-		}
-		if len(plugin.Shadowed) > 0 {
-			notes = append(notes, "shadows "+strings.Join(plugin.Shadowed, ", "))
-		}
-		w.row(plugin.Name, plugin.Path, orNone(strings.Join(plugin.Versions, ",")), strings.Join(notes, "; "))
-	}
-	return w.Flush()
-}
-
-func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
-	w := newTable(stdout)
-	w.row("NAMESPACE", "POD", "SANDBOX", "STATE", "NETWORK", "ADDRESSES", "HOSTPORTS",
-		strings.ToUpper(strings.Join(steps[:], "\t")), "AGE")
-	for _, p := range pods {
-		state := p.State
-		if p.Adopted {
-			state += ", adopted"
-		}
-		cells := []string{p.Namespace, p.Name, short(p.SandboxID), state, p.Network,
-			orNone(strings.Join(p.Addresses, ",")), orNone(strings.Join(p.HostPorts, ","))}
-		for _, step := range steps {
-			cells = append(cells, stepTime(p, step))
-		}
-		w.row(append(cells, age(p, now))...)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for _, p := range pods {
-		if p.HostPortsLimited != "" {
-			if _, err := fmt.Fprintf(stdout, "\n%s/%s: hostPorts: %s\n", p.Namespace, p.Name, p.HostPortsLimited); err != nil {
-				return err
-			}
-		}
-		if p.LastError != "" {
-			if _, err := fmt.Fprintf(stdout, "\n%s/%s: not removed after %d tries: %s\n", p.Namespace, p.Name, p.Tries, p.LastError); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// stepTime returns how long a step took, "-" for one that failed or still runs.
-func stepTime(p admin.Pod, step string) string {
-	for _, s := range p.Steps {
-		if s.Step == step && s.Duration >= 0 {
-			return time.Duration(s.Duration * float64(time.Second)).Round(100 * time.Microsecond).String()
-		}
-	}
-	return "-"
-}
-
-func age(p admin.Pod, now time.Time) string {
-	if len(p.Steps) == 0 {
-		return "-"
-	}
-	return now.Sub(p.Steps[0].Start).Round(time.Second).String()
-}
-
-// short returns the part of a sandbox's id that crictl shows.
-func short(id string) string { return id[:min(len(id), 13)] }
-
-func orNone(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

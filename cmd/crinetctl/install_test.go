@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The plan is printed and nothing is done; a tree that is no node is refused. Package
+// installer has the rest.
+func TestInstallDryRun(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"install", "--root", root, "--dry-run"}, &out); err == nil || !strings.Contains(err.Error(), "containerd config default") {
+		t.Errorf("an empty tree: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "etc/containerd"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/containerd/config.toml"), []byte("version = 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"crinetd", "crinet", "crinetctl"} { // beside this test
+		path := filepath.Join(filepath.Dir(self), name)
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := run(t.Context(), []string{"install", "--root", root, "--dry-run"}, &out); err != nil || !strings.Contains(out.String(), "Write /etc/containerd/config.toml") {
+		t.Errorf("%v, printed %s", err, out.String())
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) != 1 {
+		t.Errorf("the tree has %v, %v", entries, err)
+	}
+	out.Reset()
+	if err := run(t.Context(), []string{"uninstall", "--root", root}, &out); err != nil || out.String() != "crinetctl: nothing is installed\n" {
+		t.Errorf("uninstall: %v, printed %s", err, out.String())
+	}
+}
