@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -110,8 +111,8 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 	}}
 	errOut := &head{limit: e.cfg.MaxStderr}
 	failure := &Error{Path: path, ExitCode: -1}
-	cmd, err := e.start(ctx, path, func(cmd *exec.Cmd) {
-		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = e.environ(env), bytes.NewReader(stdin), out, errOut
+	cmd, finish, err := e.startWith(ctx, path, out, errOut, func(cmd *exec.Cmd) {
+		cmd.Env, cmd.Stdin = e.environ(env), bytes.NewReader(stdin)
 	})
 	if err != nil {
 		failure.Kind, failure.Cause = ErrStart, err
@@ -120,6 +121,7 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 		}
 	} else {
 		state, err := await(ctx, cmd)
+		finish()
 		failure.judge(ctx, state, err)
 	}
 	stdout, stderr = out.bytes(), errOut.bytes()
@@ -128,6 +130,37 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 	}
 	failure.Stderr, failure.Elapsed = excerpt(stderr), time.Since(begun)
 	return stdout, stderr, failure
+}
+
+// startWith starts the plugin and has its output read. finish must be called when
+// it has ended.
+func (e *Exec) startWith(ctx context.Context, path string, out, errOut *head, prepare func(*exec.Cmd)) (cmd *exec.Cmd, finish func(), err error) {
+	stdout, err := newOutput(out)
+	if err != nil {
+		return nil, nil, err
+	}
+	stderr, err := newOutput(errOut)
+	if err != nil {
+		stdout.close()
+		return nil, nil, err
+	}
+	cmd, err = e.start(ctx, path, func(cmd *exec.Cmd) {
+		prepare(cmd)
+		cmd.Stdout, cmd.Stderr = stdout.w, stderr.w
+	})
+	if err != nil {
+		stdout.close()
+		stderr.close()
+		return nil, nil, err
+	}
+	stdout.read()
+	stderr.read()
+	return cmd, func() {
+		var both sync.WaitGroup
+		both.Go(func() { stdout.finish(pipeGrace) })
+		both.Go(func() { stderr.finish(pipeGrace) })
+		both.Wait()
+	}, nil
 }
 
 // start starts the plugin as the leader of a process group, which is killed
