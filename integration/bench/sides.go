@@ -49,6 +49,9 @@ func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
 		}
 	}()
 	s = &sides{node: n}
+	if err := ownPlugins(n); err != nil {
+		return nil, err
+	}
 	for i, w := range networks() {
 		if err := w.write(s, i); err != nil {
 			return nil, err
