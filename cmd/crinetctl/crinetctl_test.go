@@ -101,6 +101,7 @@ func full() *source {
 		status: admin.Status{
 			Version: "v1.2.3", Plugin: "cni", Ready: true, Network: "mynet", NetworkFile: "/etc/cni/net.d/10-mynet.conf",
 			Selected: "the first usable network in /etc/cni/net.d", NetworkStatus: "good",
+			NetworkPlugins: []admin.NetworkPlugin{{Type: "bridge", Builtin: true}, {Type: "portmap", Why: "crinetd has no such plugin"}},
 			DHCPDaemons: []admin.DHCPDaemon{
 				{Socket: "/run/cni/dhcp.sock", PID: 42, Own: true, Starts: 2}, {Socket: "/run/a", PID: 1}, {Socket: "/run/b", Reason: "cannot be started: no such file"},
 			},

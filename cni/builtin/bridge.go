@@ -45,7 +45,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 		return nil, err
 	}
 	defer box.close()
-	pair := &veth{ifName: c.IfName, mtu: conf.MTU, mac: conf.mac, master: bridge.Attrs().Index}
+	pair := &veth{ifName: c.IfName, mtu: conf.MTU, mac: conf.mac, master: bridge.Attrs().Index, name: vethName}
 	hostEnd, err := pair.add(box)
 	if err != nil {
 		return nil, err

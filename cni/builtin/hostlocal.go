@@ -44,7 +44,7 @@ func openAddresses(ctx context.Context, c *Call) (*addresses, error) {
 	}
 	a := &addresses{Store: store, config: config}
 	if err := a.lockDir(ctx); err != nil {
-		return nil, errors.Join(err, a.Store.Close())
+		return nil, errors.Join(err, store.Close())
 	}
 	return a, nil
 }
@@ -79,7 +79,7 @@ func (a *addresses) lockDir(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		go func() { // a lock that comes late is given back
-			<-done
+			_ = <-done
 			_ = lock.Close()
 		}()
 		return fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
@@ -99,7 +99,7 @@ func flock(fd int) error {
 // was written to these files.
 func (a *addresses) close() {
 	_ = a.lock.Close()
-	_ = a.Store.Close()
+	_ = a.Close()
 }
 
 // hostLocalAdd reserves an address of each range for a sandbox.

@@ -15,16 +15,22 @@ import (
 
 // reference is what a plugin's binary says of itself on standard error when it is run
 // without CNI_COMMAND.
-var reference = regexp.MustCompile(`^CNI ([a-z-]+) plugin v(1|0\.9)\.[0-9]+`)
+// flannel has left the reference plugins after v0.9.1; flannel's own release of it
+// says it in other words.
+var reference = regexp.MustCompile(`^CNI ([a-z-]+ plugin|Plugin flannel version) v(1|0\.9)\.[0-9]+`)
 
 // Reference says whether a binary is the reference plugin of that type, by what it says
 // of itself: the error is why not.
 func Reference(typ, about string) error {
 	found := reference.FindStringSubmatch(about)
+	says := typ + " plugin"
+	if typ == Flannel && strings.HasPrefix(about, "CNI Plugin") {
+		says = "Plugin flannel version"
+	}
 	switch {
 	case about == "":
 		return fmt.Errorf("the binary of %s does not say what it is", typ)
-	case found == nil || found[1] != typ:
+	case found == nil || found[1] != says:
 		return fmt.Errorf("the binary of %s is no reference plugin of a known version: it says %q", typ, about)
 	}
 	return nil

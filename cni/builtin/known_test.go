@@ -95,6 +95,8 @@ func TestReference(t *testing.T) {
 		{"bridge", "CNI bridge plugin v1.9.1", true},
 		{"bridge", "CNI bridge plugin v1.7.1-k3s1", true},
 		{"flannel", "CNI flannel plugin v0.9.1", true},
+		{"flannel", "CNI Plugin flannel version v1.4.0-flannel1 (linux/amd64) commit x built on y", true},
+		{"bridge", "CNI Plugin flannel version v1.4.0", false},
 		{"ptp", "CNI bridge plugin v1.9.1", false},
 		{"bridge", "CNI bridge plugin version unknown", false},
 		{"bridge", "CNI bridge plugin v2.0.0", false},

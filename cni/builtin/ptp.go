@@ -47,7 +47,7 @@ func (p *Plugins) ptpAdd(ctx context.Context, c *Call) (result *current.Result, 
 		return nil, err
 	}
 	defer box.close()
-	hostEnd, err := (&veth{ifName: c.IfName, mtu: conf.MTU}).add(box)
+	hostEnd, err := (&veth{ifName: c.IfName, mtu: conf.MTU, name: vethName}).add(box)
 	if err != nil {
 		return nil, err
 	}

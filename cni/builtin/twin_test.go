@@ -243,3 +243,11 @@ func (w *world) reap() {
 		w.t.Error(err)
 	}
 }
+
+// lock takes the lock of a file until it is closed.
+func lock(t testing.TB, f *os.File) {
+	t.Helper()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+}

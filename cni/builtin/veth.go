@@ -22,10 +22,11 @@ const (
 
 // veth is a pair to make: the host's end, and the other one in a sandbox.
 type veth struct {
-	ifName string // in the sandbox
-	mtu    int    // bytes; 0 is the kernel's default
-	mac    string // of the sandbox's end; empty is a random one
-	master int    // index of the bridge for the host's end; 0 for none
+	ifName string        // in the sandbox
+	mtu    int           // bytes; 0 is the kernel's default
+	mac    string        // of the sandbox's end; empty is a random one
+	master int           // index of the bridge for the host's end; 0 for none
+	name   func() string // makes a name for the host's end
 }
 
 // add makes the pair with its ends in their places, the host's end up and attached
@@ -39,7 +40,7 @@ func (v *veth) add(s *sandbox) (string, error) {
 		}
 	}
 	for range nameTries {
-		name := vethName()
+		name := v.name()
 		_, err := v.request(name, int(s.file.Fd()), mac).Execute(unix.NETLINK_ROUTE, 0)
 		switch {
 		case err == nil:

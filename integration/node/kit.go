@@ -18,7 +18,7 @@ import (
 const modulePath = "github.com/crinet-project/crinet"
 
 // tools are what `make tools` installs and every node needs.
-var tools = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl", "cni/bridge", "cni/host-local", "cni/loopback"}
+var tools = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl", "cni/bridge", "cni/host-local", "cni/loopback", "cni/flannel"}
 
 // helpers are the programs of this module that every node needs, by the names
 // of their packages' folders.

@@ -193,9 +193,14 @@ func (n *Node) fillDirs() error {
 	return nil
 }
 
-// InstallPlugin makes the program at path known under name in the bin dir.
+// InstallPlugin makes the program at path known under name in the bin dir, in the place
+// of another one of that name.
 func (n *Node) InstallPlugin(name, path string) error {
-	if err := os.Symlink(path, n.Path(BinDir+"/"+name)); err != nil {
+	link := n.Path(BinDir + "/" + name)
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("install plugin %s: %w", name, err)
+	}
+	if err := os.Symlink(path, link); err != nil {
 		return fmt.Errorf("install plugin %s: %w", name, err)
 	}
 	return nil
