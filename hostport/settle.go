@@ -131,6 +131,9 @@ func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err err
 		return false, nil
 	}
 	changed, err := m.settleAll(ctx)
+	if m.absent && m.lacking != nil {
+		m.lacking = m.tryTable() // a module may have been loaded
+	}
 	if err != nil || changed == "" {
 		return false, errors.Join(err, m.stuck)
 	}
