@@ -66,7 +66,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 	}}
 	switch {
 	case ipam != "":
-		err = conf.addLayer3(ctx, c, host, bridge, box, link, result)
+		err = p.addLayer3(ctx, c, conf, host, box, link, result)
 	case !conf.DisableContainerInterface:
 		err = box.link.LinkSetUp(link)
 	}
@@ -80,7 +80,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 }
 
 // addLayer3 gives the sandbox addresses, and the bridge those of the gateways.
-func (conf *bridgeConf) addLayer3(ctx context.Context, c *Call, host *netlink.Handle, bridge netlink.Link, box *sandbox, link netlink.Link, result *current.Result) error {
+func (p *Plugins) addLayer3(ctx context.Context, c *Call, conf *bridgeConf, host *netlink.Handle, box *sandbox, link netlink.Link, result *current.Result) error {
 	ipam, err := hostLocalAdd(ctx, c)
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func (conf *bridgeConf) addLayer3(ctx context.Context, c *Call, host *netlink.Ha
 		return err
 	}
 	for i, gateway := range gateways {
-		if err := conf.ensureAddress(host, bridge, gateway); err != nil {
+		if err := p.ensureAddress(host, conf, gateway); err != nil {
 			return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 		if v4 := isV4(gateway.IP); i == len(gateways)-1 || isV4(gateways[i+1].IP) != v4 { // the family's last
@@ -195,39 +195,65 @@ func bridgeByName(host *netlink.Handle, name string) (*netlink.Bridge, error) {
 	return bridge, nil
 }
 
-// ensureAddress gives the bridge the address of a gateway. It may have several of
-// IPv6 whose subnets do not overlap; another one in the way is replaced with
+// ensureAddress gives the bridge the address of a gateway, unless it has it.
+func (p *Plugins) ensureAddress(host *netlink.Handle, conf *bridgeConf, address *net.IPNet) error {
+	bridge, err := bridgeByName(host, conf.Bridge)
+	if err != nil {
+		return err
+	}
+	if missing, err := conf.missing(host, bridge, address, func(*net.IPNet) error { return nil }); err != nil || !missing {
+		return err
+	}
+	p.bridges.Lock()
+	defer p.bridges.Unlock()
+	if bridge, err = bridgeByName(host, conf.Bridge); err != nil {
+		return err
+	}
+	missing, err := conf.missing(host, bridge, address, func(other *net.IPNet) error {
+		if err := host.AddrDel(bridge, &netlink.Addr{IPNet: other}); err != nil {
+			return fmt.Errorf("remove the address %s: %w", other, err)
+		}
+		return nil
+	})
+	if err != nil || !missing {
+		return err
+	}
+	if err := host.AddrAdd(bridge, &netlink.Addr{IPNet: address}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add the address %s: %w", address, err)
+	}
+	// A MAC address that is set stays; else the bridge has that of one of its ports.
+	if err := host.LinkSetHardwareAddr(bridge, bridge.Attrs().HardwareAddr); err != nil {
+		return fmt.Errorf("keep its MAC address: %w", err)
+	}
+	return nil
+}
+
+// missing says whether the bridge lacks an address. It may have several of IPv6 whose
+// subnets do not overlap; another one in the way is given to replace with
 // forceAddress, and otherwise an error.
-func (conf *bridgeConf) ensureAddress(host *netlink.Handle, bridge netlink.Link, address *net.IPNet) error {
+func (conf *bridgeConf) missing(host *netlink.Handle, bridge netlink.Link, address *net.IPNet, replace func(*net.IPNet) error) (bool, error) {
 	family := netlink.FAMILY_V6
 	if isV4(address.IP) {
 		family = netlink.FAMILY_V4
 	}
 	has, err := listed(func() ([]netlink.Addr, error) { return host.AddrList(bridge, family) })
 	if err != nil {
-		return fmt.Errorf("list its addresses: %w", err)
+		return false, fmt.Errorf("list its addresses: %w", err)
 	}
 	for _, other := range has {
 		switch {
 		case other.IPNet.String() == address.String():
-			return nil
+			return false, nil
 		case family == netlink.FAMILY_V6 && !other.Contains(address.IP) && !address.Contains(other.IP):
 		case !conf.ForceAddress:
-			return fmt.Errorf("it has the address %s, not %s; forceAddress replaces it", other.IPNet, address)
+			return false, fmt.Errorf("it has the address %s, not %s; forceAddress replaces it", other.IPNet, address)
 		default:
-			if err := host.AddrDel(bridge, &netlink.Addr{IPNet: other.IPNet}); err != nil {
-				return fmt.Errorf("remove the address %s: %w", other.IPNet, err)
+			if err := replace(other.IPNet); err != nil {
+				return false, err
 			}
 		}
 	}
-	if err := host.AddrAdd(bridge, &netlink.Addr{IPNet: address}); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add the address %s: %w", address, err)
-	}
-	// An address that is set stays; else the bridge has that of one of its ports.
-	if err := host.LinkSetHardwareAddr(bridge, bridge.Attrs().HardwareAddr); err != nil {
-		return fmt.Errorf("keep its MAC address: %w", err)
-	}
-	return nil
+	return true, nil
 }
 
 // bridgeDel undoes bridgeAdd: first the way to the sandbox is closed, then its

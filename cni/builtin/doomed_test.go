@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -206,8 +208,13 @@ func TestNamespaceVanishes(t *testing.T) {
 	w := newWorld(t, needReference(t))
 	pod := newNetNS(t)
 	w.add("bridge", "one", pod)
-	path := pod.path()
-	pod.file.Close()
+	path := filepath.Join(t.TempDir(), "netns")
+	if err := os.Symlink(pod.path(), path); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(path), pod.file.Close()); err != nil {
+		t.Fatal(err)
+	}
 	w.await("the kernel removes the link", func() bool {
 		return !strings.Contains(w.host.run(t, "ip", "-br", "link"), "veth")
 	})
@@ -331,4 +338,36 @@ func TestLockedAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.add("ptp", "three", newNetNS(t))
+}
+
+// Sandboxes that come at once, where there is no bridge yet, agree on it: the bridge
+// keeps the MAC address that all of them were told.
+func TestFirstPodsAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, needReference(t))
+	conf := plainConf("bridge")
+	const pods = 12
+	var group sync.WaitGroup
+	results, namespaces := make([]json.RawMessage, pods), make([]netns, pods)
+	for i := range pods {
+		namespaces[i] = newNetNS(t)
+	}
+	for i := range pods {
+		group.Go(func() {
+			var err error
+			results[i], err = w.call(invocation{verb: "ADD", id: fmt.Sprint("pod", i), netns: namespaces[i].path(), conf: conf, builtin: true})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	for i := range pods {
+		for _, builtIn := range []bool{true, false} {
+			_, err := w.call(invocation{verb: "CHECK", id: fmt.Sprint("pod", i), netns: namespaces[i].path(), conf: conf, prev: results[i], builtin: builtIn})
+			if err != nil {
+				t.Errorf("pod %d (built in: %t): %v", i, builtIn, err)
+			}
+		}
+	}
 }

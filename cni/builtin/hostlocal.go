@@ -7,100 +7,15 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
-	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/disk"
-	"golang.org/x/sys/unix"
 
 	"github.com/crinet-project/crinet/cni/wire"
 )
-
-// addresses is the address store of one network, locked: the reference plugin's files
-// under its own lock, so that both can use them side by side.
-type addresses struct {
-	*disk.Store
-	lock   *os.File
-	config *allocator.IPAMConfig
-}
-
-// Lock and Unlock do nothing: addresses is locked as long as it is open.
-func (a *addresses) Lock() error   { return nil }
-func (a *addresses) Unlock() error { return nil }
-
-// openAddresses opens and locks the store that a configuration names.
-func openAddresses(ctx context.Context, c *Call) (*addresses, error) {
-	config, _, err := allocator.LoadIPAMConfig(c.Config, c.Args)
-	if err != nil {
-		return nil, err
-	}
-	store, err := disk.New(config.Name, config.DataDir)
-	if err != nil {
-		return nil, err
-	}
-	a := &addresses{Store: store, config: config}
-	if err := a.lockDir(ctx); err != nil {
-		return nil, errors.Join(err, store.Close())
-	}
-	return a, nil
-}
-
-// defaultDataDir is package disk's, which does not export it.
-const defaultDataDir = "/var/lib/cni/networks"
-
-// lockDir takes the lock of the store's folder (flock(2)), at most until ctx ends.
-func (a *addresses) lockDir(ctx context.Context) error {
-	dir := a.config.DataDir
-	if dir == "" {
-		dir = defaultDataDir
-	}
-	path := filepath.Join(dir, a.config.Name, "lock")
-	lock, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o750)
-	if err != nil {
-		return err
-	}
-	fd := int(lock.Fd())
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		a.lock = lock
-		return nil
-	}
-	done := make(chan error, 1)
-	go func() { done <- flock(fd) }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
-		}
-		a.lock = lock
-		return nil
-	case <-ctx.Done():
-		go func() { // a lock that comes late is given back
-			_ = <-done
-			_ = lock.Close()
-		}()
-		return fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
-	}
-}
-
-// flock waits for a lock. Signals of the Go runtime interrupt it.
-func flock(fd int) error {
-	for {
-		if err := unix.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// close unlocks and closes the store. An error of close(2) changes nothing: nothing
-// was written to these files.
-func (a *addresses) close() {
-	_ = a.lock.Close()
-	_ = a.Close()
-}
 
 // hostLocalAdd reserves an address of each range for a sandbox.
 func hostLocalAdd(ctx context.Context, c *Call) (*current.Result, error) {
@@ -152,9 +67,6 @@ func (a *addresses) reserve(c *Call) (reserved []*current.IPConfig, err error) {
 	return reserved, nil
 }
 
-// release frees all addresses of a sandbox's interface.
-func (a *addresses) release(c *Call) error { return a.ReleaseByID(c.ContainerID, c.IfName) }
-
 // hostLocalDel frees the sandbox's addresses. It may be called again.
 func hostLocalDel(ctx context.Context, c *Call) error {
 	store, err := openAddresses(ctx, c)
@@ -172,12 +84,11 @@ func hostLocalCheck(ctx context.Context, c *Call) error {
 		return err
 	}
 	defer store.close()
-	for _, match := range []string{c.ContainerID + disk.LineBreak + c.IfName, c.ContainerID} {
-		if found, err := store.FindByKey(match); err != nil || found {
-			return err
-		}
+	names, err := store.of(c.ContainerID, c.IfName)
+	if err == nil && len(names) == 0 {
+		err = fmt.Errorf("host-local has no address of container %s", c.ContainerID)
 	}
-	return fmt.Errorf("host-local has no address of container %s", c.ContainerID)
+	return err
 }
 
 // asPrinted returns what a plugin gets from an IPAM plugin that prints this result in a

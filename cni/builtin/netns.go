@@ -26,16 +26,16 @@ type sandbox struct {
 // openSandbox opens a namespace and runs setUp, which may be nil, inside it. The
 // error is errNoNetNS if there is none.
 func openSandbox(path string, setUp func() error) (*sandbox, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); errors.Is(err, unix.ENOENT) || err == nil && fs.Type != unix.NSFS_MAGIC {
+		return nil, fmt.Errorf("open netns %q: %w", path, errNoNetNS)
+	}
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open netns %q: %w: %w", path, errNoNetNS, err)
+		return nil, fmt.Errorf("open netns %q: %w", path, errNoNetNS)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open netns %q: %w", path, err)
-	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-		return nil, errors.Join(fmt.Errorf("open netns %q: %w", path, errNoNetNS), file.Close())
 	}
 	s := &sandbox{path: path, file: file}
 	err = s.enter(func() (err error) {

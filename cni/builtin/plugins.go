@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -45,6 +46,10 @@ type Call struct {
 type Plugins struct {
 	log  *slog.Logger
 	kick chan struct{} // holds one: links wait for their removal
+
+	// bridges is held while a bridge gets an address: its MAC address is fixed with the
+	// first one, and must not change any more when sandboxes know it.
+	bridges sync.Mutex
 }
 
 // New returns the built-in plugins.
