@@ -108,6 +108,7 @@ func TestStormOfEdits(t *testing.T) {
 			}
 		})
 	}
+	stormed := time.Now()
 	for i := range edits {
 		if err := n.edit(i); err != nil {
 			t.Error(err)
@@ -122,6 +123,8 @@ func TestStormOfEdits(t *testing.T) {
 	})
 	n.awaitQuiet()
 	scans = n.status().Watch.Scans - scans
+	// A storm that a busy machine draws out is looked at more often.
+	most := max(edits/10, uint64(time.Since(stormed)/(250*time.Millisecond)))
 	t.Logf("%d pods during %d edits, which cost %d scans; the last was live after %v", pods.Load(), edits, scans, time.Since(began))
 	stop()
 	group.Wait()
@@ -132,8 +135,8 @@ func TestStormOfEdits(t *testing.T) {
 	if pods.Load() < workers {
 		t.Errorf("only %d pods came and went", pods.Load())
 	}
-	if scans > edits/10 {
-		t.Errorf("%d edits cost %d scans, want a handful", edits, scans)
+	if scans > most {
+		t.Errorf("%d edits cost %d scans, want %d at most", edits, scans, most)
 	}
 	n.ok(last.StopAndRemove(n.ctx))
 	n.noLeftovers()
