@@ -173,7 +173,7 @@ func followDesiredState(t *testing.T, random *rand.Rand) {
 		defer chance.Unlock()
 		chance.of = of
 	}
-	run(t, t.Context(), n.node, m)
+	stop := run(t, t.Context(), n.node, m)
 	setChance(0.1)
 	for range 150 {
 		pod := randomPod(t, random)
@@ -203,6 +203,7 @@ func followDesiredState(t *testing.T, random *rand.Rand) {
 	m.desired.set(needOfProtected, need{})
 	isEmpty(t, m)
 	m.mu.Unlock()
+	stop()
 	if err := newManagerFor(t, n.node, onDemand).Sync(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
