@@ -23,7 +23,7 @@ const (
 
 // ErrUnavailable is the error of pods that need the table where there cannot be one;
 // the error that wraps it says why.
-var ErrUnavailable = errors.New("hostPorts can't be mapped on this node")
+var ErrUnavailable = errors.New("hostPorts can't be mapped on this node, nor pods masqueraded")
 
 // defaultCheckInterval bounds how long a change goes unnoticed that no notification
 // tells of.

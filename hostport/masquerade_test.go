@@ -227,7 +227,8 @@ func TestTableOnDemand(t *testing.T) {
 func TestNoTableOnDemand(t *testing.T) {
 	ns := nftNetNS(t)
 	m := newManagerFor(t, ns, onDemand)
-	breakHost(m, func(call string) bool { return call == "Replace" }, func() bool { return false })
+	lacks := true
+	breakHost(m, func(call string) bool { return lacks && call == "Replace" }, func() bool { return false })
 	if err := m.Sync(t.Context(), nil); err != nil {
 		t.Errorf("Sync without pods: %v", err)
 	}
@@ -236,5 +237,12 @@ func TestNoTableOnDemand(t *testing.T) {
 	}
 	if tables := ns.run(t, "nft", "list", "tables"); tables != "" {
 		t.Errorf("tables: %s", tables)
+	}
+	lacks = false // a module was loaded
+	if healed, err := m.check(t.Context(), ""); healed || err != nil {
+		t.Errorf("healed: %v, %v", healed, err)
+	}
+	if err := m.Available(); err != nil {
+		t.Errorf("Available says %v", err)
 	}
 }

@@ -131,6 +131,9 @@ func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err err
 		return false, nil
 	}
 	changed, err := m.settleAll(ctx)
+	if m.absent && m.lacking != nil {
+		m.lacking = m.tryTable() // a module may have been loaded
+	}
 	if err != nil || changed == "" {
 		return false, errors.Join(err, m.stuck)
 	}
@@ -148,9 +151,9 @@ func (m *Manager) settleAll(ctx context.Context) (changed string, err error) {
 	}
 	switch {
 	case err != nil && m.trouble == nil:
-		m.log.ErrorContext(ctx, "hostPorts cannot be mapped from now on", "error", err)
+		m.log.ErrorContext(ctx, "the table inet crinet cannot be kept: pods that need it for hostPorts or masquerade are refused for now", "error", err)
 	case err == nil && m.trouble != nil:
-		m.log.InfoContext(ctx, "hostPorts can be mapped")
+		m.log.InfoContext(ctx, "the table inet crinet can be kept again")
 	}
 	m.trouble = err
 	return changed, err
@@ -158,7 +161,7 @@ func (m *Manager) settleAll(ctx context.Context) (changed string, err error) {
 
 // heal tells that the table was put right.
 func (m *Manager) heal(ctx context.Context, reason string) {
-	m.log.WarnContext(ctx, "the hostPort table was changed by somebody else and has been put right", "reason", reason)
+	m.log.WarnContext(ctx, "the table inet crinet was changed by somebody else and has been put right", "reason", reason)
 	m.onHeal(reason)
 }
 

@@ -53,9 +53,6 @@ const (
 // phases measures the parts of a pod's start and stop, both ways.
 func (s *sides) phases(ctx context.Context, o options, t *table) (err error) {
 	w := networks()[0]
-	if err := ownPlugins(s.node); err != nil {
-		return err
-	}
 	if err := s.use(ctx, w); err != nil {
 		return err
 	}

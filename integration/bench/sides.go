@@ -49,6 +49,9 @@ func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
 		}
 	}()
 	s = &sides{node: n}
+	if err := ownPlugins(n); err != nil {
+		return nil, err
+	}
 	for i, w := range networks() {
 		if err := w.write(s, i); err != nil {
 			return nil, err
@@ -63,6 +66,10 @@ func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
 	return s, nil
 }
 
+// asTheUnit runs crinetd with the priority that its unit gives it
+// (packaging/crinetd.service).
+var asTheUnit = []string{"nice", "-n", "-10"}
+
 // use starts crinetd, or starts it again, for the network, and waits until both sides
 // have it.
 func (s *sides) use(ctx context.Context, w network) (err error) {
@@ -74,7 +81,8 @@ func (s *sides) use(ctx context.Context, w network) (err error) {
 			return err
 		}
 	}
-	if err := s.node.StartCrinetd(ctx, append([]string{"--network-plugin=" + w.throughName()}, w.flags...)...); err != nil {
+	flags := append([]string{"--network-plugin=" + w.throughName()}, w.flags...)
+	if err := s.node.StartCrinetdBy(ctx, asTheUnit, flags...); err != nil {
 		return err
 	}
 	s.used = w.row

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -30,7 +31,11 @@ func (p *Proxy) pipe(stream grpc.ServerStream, c *call) error {
 	// The goroutine ends with the call: when the handler returns, gRPC cancels both
 	// streams.
 	go passRequests(stream, up, cancel)
-	err = passAnswers(stream, up)
+	sendHeader := stream.SendHeader
+	if p.unary[c.method] {
+		sendHeader = stream.SetHeader // goes out with the answer, in one write
+	}
+	err = passAnswers(stream, up, sendHeader)
 	if ctx.Err() != nil && stream.Context().Err() == nil {
 		return context.Cause(ctx) // the proxy ended the call, for this reason
 	}
@@ -65,14 +70,14 @@ func passRequests(stream grpc.ServerStream, up grpc.ClientStream, cancel context
 
 // passAnswers copies headers, messages and trailers to the caller. It returns the
 // status with which upstream ended the call.
-func passAnswers(stream grpc.ServerStream, up grpc.ClientStream) error {
+func passAnswers(stream grpc.ServerStream, up grpc.ClientStream, sendHeader func(metadata.MD) error) error {
 	header, err := up.Header()
 	if err != nil {
 		return err
 	}
 	// Without headers the call ended at once; RecvMsg returns its status.
 	if header != nil {
-		if err := stream.SendHeader(outgoing(header)); err != nil {
+		if err := sendHeader(outgoing(header)); err != nil {
 			return err
 		}
 	}
