@@ -24,7 +24,7 @@ type BuiltinRunner interface {
 // Run is one run of a plugin for an attachment.
 type Run struct {
 	Type     string // the plugin's
-	Command  string // ADD, DEL or CHECK
+	Command  string // ADD, DEL, CHECK or STATUS
 	Builtin  bool   // it ran inside crinetd; otherwise its binary was executed
 	Err      error
 	Duration time.Duration
@@ -163,7 +163,7 @@ func withRuntimeParts(delegate, stdin []byte) ([]byte, error) {
 	return json.Marshal(conf)
 }
 
-// note tells of a run that was for an attachment.
+// note tells of a run that was for an attachment or STATUS.
 func (e *execAdapter) note(r Run) {
 	if e.observe != nil && e.attachment != nil {
 		e.observe(r)

@@ -131,6 +131,19 @@ func TestMixedChain(t *testing.T) {
 	}
 }
 
+// STATUS asks what new pods would be networked by: no process for a built-in plugin.
+func TestStatusOfBuiltin(t *testing.T) {
+	b, fake, _ := choosingBench(t, strings.Replace(mixedList, "1.0.0", "1.1.0", 1))
+	b.network.CNIVersion = "1.1.0"
+	if err := b.plugin.NetworkStatus(t.Context(), b.network); err != nil {
+		t.Fatal(err)
+	}
+	calls, _ := b.logged(t)
+	if diff := cmp.Diff([]string{"good2 STATUS"}, calls); diff != "" || len(fake.calls) != 1 || fake.calls[0].Command != "STATUS" {
+		t.Errorf("built in %+v, executed (-want +got):\n%s", fake.calls, diff)
+	}
+}
+
 // What ADD used comes back from libcni's cache if the journal is lost.
 func TestBuiltinIsCached(t *testing.T) {
 	b, fake, _ := choosingBench(t, mixedList)

@@ -197,7 +197,8 @@ func (p *Plugin) NetworkStatus(ctx context.Context, network *config.Network) err
 	}
 	ctx, cancel := limited(ctx, p.config.Timeout)
 	defer cancel()
-	return explainStatus(network.Name, p.libcni.GetStatusNetworkList(ctx, list))
+	chosen, _ := p.choose(network) // as for the next pod
+	return explainStatus(network.Name, p.libcniFor(&Attachment{Builtin: chosen}).GetStatusNetworkList(ctx, list))
 }
 
 // atLeast reports whether a CNI version is at least another. It is false for a

@@ -74,10 +74,7 @@ func (a *addresses) lockDir(ctx context.Context) error {
 		a.lock = lock
 		return nil
 	case <-ctx.Done():
-		go func() { // a lock that comes late is given back
-			_ = <-done
-			_ = lock.Close()
-		}()
+		go func() { _ = errors.Join(<-done, lock.Close()) }() // a lock that comes late is given back
 		return fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
 	}
 }

@@ -184,33 +184,46 @@ func readSubnetEnv(path string) (*subnetEnv, error) {
 	return env, nil
 }
 
-// flannel runs the delegate, with the configuration that was rendered when the
-// attachment was planned. It keeps that where the plugin's binary looks for it.
-func (p *Plugins) flannel(ctx context.Context, c *Call) (*current.Result, error) {
+// delegated returns the call of the delegate, with the configuration that was rendered
+// when the attachment was planned, and the file in which flannel's binary keeps and
+// looks for that.
+func delegated(c *Call) (call *Call, kept string, err error) {
 	conf, err := readFlannelConf(c.Config)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var delegate types.PluginConf
 	if err := json.Unmarshal(c.Delegate, &delegate); err != nil {
-		return nil, fmt.Errorf("the delegate's configuration: %w", err)
+		return nil, "", fmt.Errorf("the delegate's configuration: %w", err)
 	}
-	call := *c
-	call.Type, call.Config, call.Delegate = delegate.Type, c.Delegate, nil
-	kept := filepath.Join(conf.DataDir, c.ContainerID)
-	switch c.Command {
-	case "CHECK":
-		return nil, nil // as the binary
-	case "ADD":
-		if err := os.MkdirAll(conf.DataDir, 0o700); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(kept, c.Delegate, 0o600); err != nil {
-			return nil, err
-		}
-		return p.run(ctx, &call)
+	to := *c
+	to.Type, to.Config, to.Delegate = delegate.Type, c.Delegate, nil
+	return &to, filepath.Join(conf.DataDir, c.ContainerID), nil
+}
+
+func (p *Plugins) flannelAdd(ctx context.Context, c *Call) (*current.Result, error) {
+	call, kept, err := delegated(c)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := p.run(ctx, &call); err != nil {
+	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(kept, c.Delegate, 0o600); err != nil {
+		return nil, err
+	}
+	return p.run(ctx, call)
+}
+
+// flannelCheck does nothing, as the binary's CHECK.
+func flannelCheck(context.Context, *Call) (*current.Result, error) { return nil, nil }
+
+func (p *Plugins) flannelDel(ctx context.Context, c *Call) (*current.Result, error) {
+	call, kept, err := delegated(c)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.run(ctx, call); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(kept); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -31,7 +31,7 @@ func Types() []string { return []string{Bridge, PTP, HostLocal, Flannel} }
 // standard input (CNI spec, section 2, "Parameters").
 type Call struct {
 	Type        string // of the plugin
-	Command     string // ADD, DEL or CHECK
+	Command     string // ADD, DEL, CHECK or STATUS
 	ContainerID string
 	NetNS       string // path; may be empty for DEL
 	IfName      string
@@ -78,12 +78,13 @@ func (p *Plugins) run(ctx context.Context, c *Call) (*current.Result, error) {
 	if err := ownNetNS(c.NetNS); err != nil {
 		return nil, err
 	}
-	if c.Type == Flannel {
-		return p.flannel(ctx, c)
+	if c.Command == "STATUS" {
+		return nil, nil // nothing is needed but the kernel and this process
 	}
 	verbs := map[string]func(context.Context, *Call) (*current.Result, error){
 		Bridge + " ADD": p.bridgeAdd, Bridge + " CHECK": p.bridgeCheck, Bridge + " DEL": p.bridgeDel,
 		PTP + " ADD": p.ptpAdd, PTP + " CHECK": p.ptpCheck, PTP + " DEL": p.ptpDel,
+		Flannel + " ADD": p.flannelAdd, Flannel + " CHECK": flannelCheck, Flannel + " DEL": p.flannelDel,
 	}
 	verb := verbs[c.Type+" "+c.Command]
 	if verb == nil {

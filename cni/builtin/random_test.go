@@ -247,6 +247,11 @@ func (g generator) surroundings(c *testCase) {
 	if name, ok := c.conf["bridge"].(string); ok {
 		bridge = name
 	}
+	if delegate, ok := c.conf["delegate"].(map[string]any); ok {
+		if name, ok := delegate["bridge"].(string); ok {
+			bridge = name
+		}
+	}
 	switch g.IntN(16) {
 	case 0:
 		c.before = [][]string{{"ip", "link", "add", bridge, "type", "bridge"}, {"ip", "address", "add", "10.1.0.99/24", "dev", bridge}}
@@ -254,7 +259,11 @@ func (g generator) surroundings(c *testCase) {
 		c.before = [][]string{{"ip", "link", "add", bridge, "type", "bridge"}, {"ip", "address", "add", "2001:db8::99/60", "dev", bridge}, {"ip", "link", "set", bridge, "up"}}
 	case 2:
 		c.before = [][]string{{"ip", "link", "add", bridge, "type", "veth", "peer", "name", "other"}}
-		delete(c.conf, "promiscMode") // the binary sets what is no bridge promiscuous before it fails
+		// The binary sets what is no bridge promiscuous before it fails.
+		delete(c.conf, "promiscMode")
+		if delegate, ok := c.conf["delegate"].(map[string]any); ok {
+			delete(delegate, "promiscMode")
+		}
 	case 3:
 		c.inPod = [][]string{{"ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other"}}
 	case 4:

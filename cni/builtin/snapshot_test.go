@@ -2,6 +2,7 @@ package builtin_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -22,8 +23,13 @@ func (w *world) snapshot(fixedMAC string) []string {
 		name string
 		ns   netns
 	}{{"host", w.host}, {"pod", w.pod}} {
-		err := side.ns.do(func() error {
-			found, err := describe(fixedMAC)
+		err := side.ns.do(func() (err error) {
+			var found []string
+			for range 10 { // lists change while they are read
+				if found, err = describe(fixedMAC); !errors.Is(err, netlink.ErrDumpInterrupted) {
+					break
+				}
+			}
 			for _, line := range found {
 				lines = append(lines, side.name+": "+line)
 			}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/crinet-project/crinet/cni/builtin"
@@ -71,7 +72,11 @@ func newNetNS(t testing.TB) netns {
 		t.Fatalf("make a network namespace: %v", err)
 	}
 	t.Cleanup(func() { ns.file.Close() })
-	ns.run(t, "ip", "link", "set", "lo", "up")
+	if err := ns.do(func() error {
+		return netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}) // lo
+	}); err != nil {
+		t.Fatal(err)
+	}
 	return ns
 }
 

@@ -124,6 +124,7 @@ func (e *Engine) detachUnknown(ctx context.Context, call *Call) error {
 			"what the sandbox holds: %v. If the sandbox never had a network of crinet's, crinetctl forget %s ends this",
 			call.ContainerID, err, call.ContainerID)
 	}
+	plan.Builtin = nil // the binaries know more of what binaries leave, such as iptables rules
 	log.Info("DEL for an unknown sandbox: calling the selected network's", "network", plan.Network)
 	if err := e.selected.TearDownPod(ctx, plan); err != nil {
 		return err

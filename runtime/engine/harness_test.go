@@ -39,6 +39,7 @@ func (p *fakePlugin) Plan(a cni.Attachment) (*cni.Attachment, error) {
 		return nil, err
 	}
 	a.Network, a.ConfList = "mynet", json.RawMessage(`{"name":"mynet"}`)
+	a.Builtin = []cni.Builtin{{Type: "other"}}
 	return &a, nil
 }
 
