@@ -37,7 +37,7 @@ func newManagerFor(t testing.TB, ns netns, change ...func(*Config)) *Manager {
 	return m
 }
 
-// run runs the Manager until ctx, or the test, ends. When it returns, the Manager
+// run runs the Manager until ctx or the test ends, or stop is called. When it returns, the Manager
 // listens: it has healed what was broken before it ran.
 func run(t testing.TB, ctx context.Context, ns netns, m *Manager) (stop func()) {
 	t.Helper()

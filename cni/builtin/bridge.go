@@ -50,11 +50,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 	if err != nil {
 		return nil, err
 	}
-	port, err := host.LinkByName(hostEnd)
-	if err != nil {
-		return nil, err
-	}
-	if err := setPort(port.Attrs().Index, conf.HairpinMode, conf.PortIsolation); err != nil {
+	if err := setPort(host, hostEnd, conf.HairpinMode, conf.PortIsolation); err != nil {
 		return nil, err
 	}
 	link, err := box.link.LinkByName(c.IfName)
@@ -66,7 +62,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 	}}
 	switch {
 	case ipam != "":
-		err = p.addLayer3(ctx, c, conf, host, box, link, result)
+		err = p.addLayer3(ctx, c, conf, host, bridge, box, link, result)
 	case !conf.DisableContainerInterface:
 		err = box.link.LinkSetUp(link)
 	}
@@ -80,7 +76,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c *Call) (result *current.Resul
 }
 
 // addLayer3 gives the sandbox addresses, and the bridge those of the gateways.
-func (p *Plugins) addLayer3(ctx context.Context, c *Call, conf *bridgeConf, host *netlink.Handle, box *sandbox, link netlink.Link, result *current.Result) error {
+func (p *Plugins) addLayer3(ctx context.Context, c *Call, conf *bridgeConf, host *netlink.Handle, bridge *netlink.Bridge, box *sandbox, link netlink.Link, result *current.Result) error {
 	ipam, err := hostLocalAdd(ctx, c)
 	if err != nil {
 		return err
@@ -100,11 +96,11 @@ func (p *Plugins) addLayer3(ctx context.Context, c *Call, conf *bridgeConf, host
 	if err != nil {
 		return err
 	}
-	if err := box.configure(ctx, link, result, false); err != nil {
+	if err := box.configure(ctx, link, result, !conf.EnableDAD); err != nil {
 		return err
 	}
 	for i, gateway := range gateways {
-		if err := p.ensureAddress(host, conf, gateway); err != nil {
+		if err := p.ensureAddress(host, conf, bridge, gateway); err != nil {
 			return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 		if v4 := isV4(gateway.IP); i == len(gateways)-1 || isV4(gateways[i+1].IP) != v4 { // the family's last
@@ -196,17 +192,14 @@ func bridgeByName(host *netlink.Handle, name string) (*netlink.Bridge, error) {
 }
 
 // ensureAddress gives the bridge the address of a gateway, unless it has it.
-func (p *Plugins) ensureAddress(host *netlink.Handle, conf *bridgeConf, address *net.IPNet) error {
-	bridge, err := bridgeByName(host, conf.Bridge)
-	if err != nil {
-		return err
-	}
+func (p *Plugins) ensureAddress(host *netlink.Handle, conf *bridgeConf, bridge *netlink.Bridge, address *net.IPNet) error {
 	if missing, err := conf.missing(host, bridge, address, func(*net.IPNet) error { return nil }); err != nil || !missing {
 		return err
 	}
 	p.bridges.Lock()
 	defer p.bridges.Unlock()
-	if bridge, err = bridgeByName(host, conf.Bridge); err != nil {
+	bridge, err := bridgeByName(host, conf.Bridge) // as it is now
+	if err != nil {
 		return err
 	}
 	missing, err := conf.missing(host, bridge, address, func(other *net.IPNet) error {

@@ -92,14 +92,18 @@ func (v *veth) request(name string, netns int, mac net.HardwareAddr) *nl.Netlink
 	return request
 }
 
-// setPort sets hairpin mode and isolation of a bridge port.
-func setPort(index int, hairpin, isolated bool) error {
+// setPort sets hairpin mode and isolation of a new bridge port.
+func setPort(host *netlink.Handle, name string, hairpin, isolated bool) error {
 	if !hairpin && !isolated {
-		return nil // a new port has neither
+		return nil // it has neither
+	}
+	link, err := host.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("the bridge port %s: %w", name, err)
 	}
 	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	header := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	header.Index = int32(index)
+	header.Index = int32(link.Attrs().Index)
 	request.AddData(header)
 	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	if hairpin {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -70,12 +71,18 @@ func (l *Layout) removeBranches(conn *nftables.Conn, elements []Element) {
 	l.eachBranch(elements, conn.DelChain)
 }
 
+// eachBranch goes by name, so that a table that is made anew looks as it did.
 func (l *Layout) eachBranch(elements []Element, do func(*nftables.Chain)) {
 	for _, b := range l.branches {
+		var names []string
 		for _, e := range elements {
 			if e.Set == b.name {
-				do(&nftables.Chain{Name: BranchChain(b.name, e.Bytes), Table: l.table})
+				names = append(names, BranchChain(b.name, e.Bytes))
 			}
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			do(&nftables.Chain{Name: name, Table: l.table})
 		}
 	}
 }
