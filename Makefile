@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration integration-own soak critest lint bench demo clean
+.PHONY: help build tools test unit integration integration-own soak critest lint bench demo packages image release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ tools: ## install what the test node needs into .tools/ (and Debian packages, as
 
 test: ## run all tests; what needs root is skipped without
 ifneq ($(ROOT),)
-	@integration/tools/build node
+	@integration/tools/build node packages
 endif
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory integration
@@ -40,7 +40,7 @@ ifeq ($(ROOT),)
 	@echo 'Not root: skipping all integration tests, which start a node with containerd. Use: sudo make test'
 	@test -z '$(CRINET_TEST_REQUIRE_ALL)'
 else
-	@integration/tools/build node
+	@integration/tools/build node packages
 	$(GO) test -race -timeout 30m ./integration/...
 endif
 
@@ -73,5 +73,16 @@ demo: build ## run a node and a pod and show what crinetd does (root); KEEP=1 le
 	@integration/tools/build node
 	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/demo $(if $(KEEP),-keep) $(if $(REMOVE),-remove $(REMOVE))
 
+packages: ## make packages for Debian and RPM systems, amd64 and arm64, in dist/
+	@integration/tools/build packages
+	$(GO) run ./packaging/build packages
+
+image: ## make an OCI archive that installs crinet on nodes, in dist/
+	$(GO) run ./packaging/build image
+
+release: ## make packages, image, SBOM and checksums, in dist/
+	@integration/tools/build packages
+	$(GO) run ./packaging/build release
+
 clean: ## remove what was built, the tools as well
-	rm -rf bin .tools
+	rm -rf bin dist .tools

@@ -243,7 +243,7 @@ func TestUnits(t *testing.T) {
 	}
 	for unit, wanted := range map[string][]string{
 		"crinetd.service": {
-			"Type=notify", "Restart=always", "RestartSec=200ms", "StartLimitIntervalSec=0", "OOMScoreAdjust=-999", "KillMode=process", "WatchdogSec=60s",
+			"Type=notify", "Restart=always", "RestartSec=1s", "StartLimitIntervalSec=0", "OOMScoreAdjust=-999", "KillMode=process", "WatchdogSec=60s",
 			"Requires=crinetd.socket", "NoNewPrivileges=yes", "ProtectSystem=yes",
 		},
 		"crinetd.socket": {

@@ -133,9 +133,7 @@ func (p *planner) planEmbedded(name string) error {
 		fmt.Sprintf("the kubelet inside %s gets crinetd as its runtime", name))
 	p.Endpoint = embeddedRuntime
 	p.note("containerd's configuration is %s's: crinetd shares its CNI conf dir", name)
-	for _, unit := range p.embeddedUnits(name) {
-		p.restartKubelet = append(p.restartKubelet, unit)
-	}
+	p.restartKubelet = append(p.restartKubelet, p.embeddedUnits(name)...)
 	return nil
 }
 

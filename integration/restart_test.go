@@ -23,7 +23,8 @@ const restartsVariable = "CRINET_TEST_RESTARTS"
 const callersOf = 4
 
 // TestRestarts restarts crinetd under callers that never pause, while its sockets are
-// held as systemd holds them: no call is refused or fails. It logs the pauses that the
+// held as systemd holds them: no call is refused or fails, and flows through hostPorts
+// go on. It logs the pauses that the
 // callers saw: once with calls that merely pass, once with pods that come and go.
 func TestRestarts(t *testing.T) {
 	t.Parallel()
@@ -44,10 +45,13 @@ func TestRestarts(t *testing.T) {
 	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
-	pod := n.runPod(client, "stays")
+	pod := n.servePod(client, "stays", bothPorts("", 9000)...)
+	tcpFlow, udpFlow := n.startLongFlow("tcp", 9000, "stays"), n.startLongFlow("udp", 9000, "stays")
 
 	n.restartUnder("nothing under way", restarts, n.passingCallers(pod.ID))
 	n.restartUnder("pods come and go", restarts, append(n.passingCallers(pod.ID), n.podCallers()...))
+	tcpFlow.unbroken(t, "TCP through a hostPort")
+	udpFlow.unbroken(t, "UDP through a hostPort")
 	n.ok(pod.StopAndRemove(n.ctx))
 	n.noLeftovers()
 }
