@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+// Service is one more long-running program of a node, such as a kubelet. The
+// node's Close ends it.
+type Service struct {
+	node *Node
+	name string
+	line []string
+	d    *daemon // nil: it does not run
+}
+
+// Service prepares a program of the node: its name, which the log file has as
+// well, then the program and its arguments. Start starts it.
+func (n *Node) Service(name string, line ...string) *Service {
+	return &Service{node: n, name: name, line: line}
+}
+
+// Start starts the program. Its output is added to the log that Node.Log returns.
+func (s *Service) Start() error {
+	if s.Running() {
+		return errors.New(s.name + " runs already")
+	}
+	d, err := startDaemon(s.node.Place, s.name, s.node.logFile(s.name), s.line[0], s.line[1:]...)
+	if err != nil {
+		return err
+	}
+	s.d = d
+	s.node.mu.Lock()
+	s.node.services = append(s.node.services, d)
+	s.node.mu.Unlock()
+	return nil
+}
+
+// Await calls ready until it returns nil, the program ends or ctx does.
+func (s *Service) Await(ctx context.Context, ready func(context.Context) error) error {
+	if s.d == nil {
+		return errors.New(s.name + " was never started")
+	}
+	return s.d.await(ctx, ready)
+}
+
+// Running says whether the program runs.
+func (s *Service) Running() bool { return s.d != nil && s.d.running() }
+
+// Signal sends the program a signal.
+func (s *Service) Signal(signal os.Signal) error {
+	if !s.Running() {
+		return errors.New("send " + s.name + " a signal: it does not run")
+	}
+	return s.d.signal(signal)
+}
+
+// Stop ends the program as a service manager does. An exit code is an error.
+func (s *Service) Stop() error { return s.node.end(&s.d, (*daemon).stop) }
+
+// Kill ends the program at once.
+func (s *Service) Kill() error { return s.node.end(&s.d, (*daemon).kill) }
