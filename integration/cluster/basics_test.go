@@ -64,7 +64,7 @@ func TestNodeAndDeployment(t *testing.T) {
 	}
 	c.rolled("web", 3)
 	c.kubectl("delete", "deployment", "web")
-	c.pods("web", 0)
+	c.gone("web")
 	if left := c.agree(c.Members[0]); left != 1 {
 		t.Errorf("%d pods are left, want that of CoreDNS alone", left)
 	}

@@ -2,11 +2,16 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/crinet-project/crinet/integration/node"
 )
+
+// dnsTimeout is how long CoreDNS may take to be ready.
+const dnsTimeout = 2 * time.Minute
 
 // corefile is CoreDNS' configuration: the cluster's names, and nothing for others.
 const corefile = `.:53 {
@@ -74,6 +79,11 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.AwaitPods(ctx, "k8s-app=kube-dns", 1)
-	return err
+	waitCtx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	defer cancel()
+	if _, err = c.AwaitPods(waitCtx, "k8s-app=kube-dns", 1); err != nil {
+		log, logErr := c.Kubectl(ctx, "logs", "--namespace=kube-system", "--selector=k8s-app=kube-dns")
+		return errors.Join(err, logErr, errors.New("CoreDNS says: "+log))
+	}
+	return nil
 }

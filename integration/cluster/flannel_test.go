@@ -35,8 +35,9 @@ const flannelConf = `{
 }
 `
 
-// flannelNet is flanneld's, by the name of its backend.
-const flannelNet = `{"Network": "10.244.0.0/16", "Backend": {"Type": "%s"}}`
+// flannelNet is flanneld's, by the name of its backend. The controller manager gives
+// out the first subnet, which flanneld would not.
+const flannelNet = `{"Network": "10.244.0.0/16", "SubnetMin": "10.244.0.0", "Backend": {"Type": "%s"}}`
 
 const (
 	flannelKey  = "/coreos.com/network/config"
@@ -72,7 +73,10 @@ spec:
 func TestFlannel(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, cluster.Options{Nodes: 2, NoDNS: true, Network: map[string]string{"10-flannel.conflist": flannelConf},
-		Prepare: func(n *node.Node) error { return n.InstallPlugin("flannel", kit.Tool("flannel-cni/flannel")) }})
+		Prepare: func(n *node.Node) error {
+			_, err := n.Run(t.Context(), "ln", "-sf", kit.Tool("flannel-cni/flannel"), node.BinDir)
+			return err
+		}})
 	// The nodes are ready, as flannel's plugin says nothing else; its pods are not.
 	c.apply(spread, "early", 8080)
 	c.await("a pod fails without "+subnetFile, func() error {
@@ -112,9 +116,11 @@ func TestFlannel(t *testing.T) {
 				c.ok(err)
 			}
 			c.kubectl("delete", "daemonset", backend)
+			c.gone(backend)
 		})
 	}
 	c.kubectl("delete", "daemonset", "early")
+	c.gone("early")
 	for _, m := range c.Members {
 		if left := c.agree(m); left != 0 {
 			t.Errorf("%d pods are left on %s", left, m.Name)
@@ -216,6 +222,7 @@ func (c *testCluster) flannelDies(flannels []*node.Service) {
 	c.kubectl("rollout", "status", "daemonset/later", "--timeout="+awaitTimeout.String())
 	c.overFlannel("later", 8082)
 	c.kubectl("delete", "daemonset", "later")
+	c.gone("later")
 	for _, s := range flannels {
 		c.ok(s.Start())
 	}

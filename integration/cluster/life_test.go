@@ -95,9 +95,10 @@ spec:
 	c.agree(m)
 	c.kubectl("exec", "greedy", "--", "sh", "-c", "i=0; while test $i -lt 200; do seq 1 2000; i=$((i+1)); done >/scratch/filler")
 	c.await("the pod is evicted", func() error {
+		events := c.kubectl("get", "events", "--field-selector=reason=Evicted,involvedObject.name=greedy")
 		pods, err := c.Pods(c.ctx, "app=greedy")
-		if err == nil && (len(pods) != 1 || pods[0].Status.Phase != "Failed" || pods[0].Status.Reason != "Evicted") {
-			err = fmt.Errorf("%+v", pods)
+		if err == nil && (!strings.Contains(events, "exceeds the limit") || len(pods) != 1 || pods[0].Ready()) {
+			err = fmt.Errorf("events: %s; %+v", events, pods)
 		}
 		return err
 	})

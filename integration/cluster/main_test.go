@@ -140,6 +140,12 @@ func (c *testCluster) pods(app string, want int) []cluster.Pod {
 	return pods
 }
 
+// gone waits until no pod with the label app is there.
+func (c *testCluster) gone(app string) {
+	c.t.Helper()
+	c.pods(app, 0)
+}
+
 // pod waits until the one pod with the label app is ready.
 func (c *testCluster) pod(app string) cluster.Pod {
 	c.t.Helper()

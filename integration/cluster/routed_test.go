@@ -130,7 +130,7 @@ spec:
 				c.agree(m)
 			}
 			c.kubectl("delete", "daemonset/web", "service/web")
-			c.pods("web", 0)
+			c.gone("web")
 			for _, m := range c.Members {
 				if left := c.agree(m); left != 0 {
 					t.Errorf("%d pods are left on %s", left, m.Name)
