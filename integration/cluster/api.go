@@ -49,7 +49,7 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 // Apply has the API server hold the objects of a YAML text.
 func (c *Cluster) Apply(ctx context.Context, manifest string) error {
 	_, err := c.Members[0].RunInput(ctx, strings.NewReader(manifest), "kubectl", "--kubeconfig="+Kubeconfig,
-		"apply", "--server-side", "--force-conflicts", "--validate=false", "-f", "-")
+		"apply", "--validate=false", "-f", "-")
 	return err
 }
 

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -96,7 +95,6 @@ func (c *Cluster) writeControlFiles() error {
 
 // startControl starts the control plane and waits until it serves.
 func (c *Cluster) startControl(ctx context.Context) error {
-	first := c.Members[0]
 	for _, m := range c.Members {
 		if err := m.writeFiles(); err != nil {
 			return err
@@ -113,9 +111,6 @@ func (c *Cluster) startControl(ctx context.Context) error {
 	}
 	if err := c.control.api.Await(ctx, c.apiServes); err != nil {
 		return err
-	}
-	if !c.control.etcd.Running() {
-		return errors.New("etcd has ended, see its log on " + first.Name)
 	}
 	for _, s := range []*node.Service{c.control.manager, c.control.scheduler} {
 		if err := s.Start(); err != nil {

@@ -148,8 +148,7 @@ func (c *testCluster) startFlannel(backend string, flags ...string) []*node.Serv
 	return services
 }
 
-// stopAll kills services, as some of them end with an exit code when they are
-// asked to end.
+// stopAll kills services.
 func (c *testCluster) stopAll(services []*node.Service) {
 	c.t.Helper()
 	for _, s := range services {

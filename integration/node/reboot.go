@@ -31,15 +31,21 @@ mount --bind /run/boot_id ` + bootIDFile
 // PowerCycle cuts the power of the node and gives it back: all processes are
 // killed, and what is not on a disk is gone. The caller starts the daemons again.
 func (n *Node) PowerCycle(ctx context.Context) error {
-	if err := n.endProcesses(ctx); err != nil {
-		return err
-	}
-	for _, d := range []*daemon{n.containerd, n.crinetd} {
+	n.mu.Lock()
+	daemons := append([]*daemon{n.containerd, n.crinetd}, n.services...)
+	n.services = nil
+	n.mu.Unlock()
+	for _, d := range daemons {
 		if d != nil {
-			<-d.done
+			if err := d.kill(); err != nil { // so that nobody starts it again
+				return err
+			}
 		}
 	}
 	n.containerd, n.crinetd = nil, nil
+	if err := n.endProcesses(ctx); err != nil {
+		return err
+	}
 	_, err := n.Run(ctx, "bash", "-c", downScript, "bash", newUID())
 	return err
 }
