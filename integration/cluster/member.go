@@ -142,9 +142,13 @@ func (m *Member) StartCrinetdAgain(ctx context.Context) error {
 	return m.StartCrinetd(ctx, append([]string{"--network-plugin=cni", "--v=4"}, m.cluster.options.Crinetd...)...)
 }
 
-// SetProxyMode has kube-proxy run in another mode, as an operator changes it.
-func (m *Member) SetProxyMode(mode string) error {
+// SetProxyMode has kube-proxy run in another mode, and takes away before what it
+// did in the last.
+func (m *Member) SetProxyMode(ctx context.Context, mode string) error {
 	if err := m.Proxy.Stop(); err != nil {
+		return err
+	}
+	if _, err := m.Run(ctx, m.Kit().Tool("kube-proxy"), "--cleanup", "--config="+proxyConfigFile); err != nil {
 		return err
 	}
 	config := fmt.Sprintf(proxyConfig, mode, Kubeconfig, m.Name, m.cluster.both(podRange4, podRange6))

@@ -115,7 +115,7 @@ func TestServicesBesideHostPorts(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			c := c.in(t)
 			for _, m := range c.Members {
-				c.ok(m.SetProxyMode(mode))
+				c.ok(m.SetProxyMode(c.ctx, mode))
 			}
 			c.untilServed()
 			places := map[string]*node.Place{"outside": first.Outside, "node-1": first.Place, "node-2": c.Members[1].Place}
