@@ -63,11 +63,29 @@ func TestNodeAndDeployment(t *testing.T) {
 		t.Errorf("through port-forward answers %q, want %s", body, name)
 	}
 	c.rolled("web", 3)
+	t.Run("user-namespace", func(t *testing.T) { c.in(t).userNamespace() })
 	c.kubectl("delete", "deployment", "web")
 	c.gone("web")
 	if left := c.agree(c.Members[0]); left != 1 {
 		t.Errorf("%d pods are left, want that of CoreDNS alone", left)
 	}
+}
+
+// userNamespace runs a pod in a user namespace of its own, with a hostPort.
+func (c *testCluster) userNamespace() {
+	c.t.Helper()
+	c.apply(web, "mapped", 1, "hostUsers: false", "ports: [{containerPort: 80, hostPort: 8080}, {containerPort: 80, hostPort: 8080, protocol: UDP, name: udp}]")
+	pod := c.pod("mapped")
+	ids := strings.Fields(c.kubectl("exec", pod.Metadata.Name, "--", "cat", "/proc/self/uid_map"))
+	if len(ids) != 3 || ids[0] != "0" || ids[1] == "0" {
+		c.t.Errorf("the pod's user ids are mapped by %q, want root to be another one", ids)
+	}
+	m := c.Members[0]
+	c.answers(m.Place, pod.Status.PodIP, 80, "mapped-")
+	c.answers(m.Outside, m.IPv4(), 8080, "mapped-")
+	c.agree(m)
+	c.kubectl("delete", "deployment", "mapped")
+	c.gone("mapped")
 }
 
 // forwarded fetches a page from a pod's port 80 through kubectl port-forward.

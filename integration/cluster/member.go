@@ -10,6 +10,7 @@ import (
 )
 
 const (
+	wholeProc         = "/etc/proc-of-node"
 	kubeletConfigFile = kubeDir + "/kubelet.yaml"
 	proxyConfigFile   = kubeDir + "/kube-proxy.yaml"
 	// ManifestDir is where the kubelets look for static pods.
@@ -105,6 +106,11 @@ func (m *Member) writeFiles() error {
 
 // hideSysctls lets the node see settings of the machine as a kubelet wants them.
 func (m *Member) hideSysctls(ctx context.Context) error {
+	// The kernel mounts proc in a pod's user namespace only where the node has one
+	// that nothing covers.
+	if _, err := m.Run(ctx, "sh", "-c", "mkdir -p "+wholeProc+" && mount -t proc proc "+wholeProc); err != nil {
+		return err
+	}
 	for name, value := range machineSysctls {
 		file := "/etc/sysctl-of-node/" + name
 		if err := m.WriteFile(file, value+"\n"); err != nil {

@@ -1,7 +1,6 @@
 package cluster_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -21,8 +20,15 @@ const (
 	seedVariable   = "CRINET_TEST_SCALE_SEED"
 )
 
-// Between two kills there is that long, and up to that much more.
-const killPause, killSpread = 2 * time.Second, 8 * time.Second
+const (
+	// killPause and killSpread are the least time between two kills, and how much
+	// more it may be.
+	killPause, killSpread = time.Second, 5 * time.Second
+	// killsEach is how often somebody is killed each time that the Deployments are
+	// scaled. Without an end to it pods would come up very slowly: the kubelet waits
+	// longer after each failure.
+	killsEach = 4
+)
 
 func number(t *testing.T, variable string, usual uint64) uint64 {
 	t.Helper()
@@ -70,15 +76,15 @@ func TestScaleUnderKills(t *testing.T) {
 		for _, up := range []bool{true, false} {
 			want := 0
 			began := time.Now()
-			stop := c.killAtRandom(m, random, &kills)
+			wait := c.killAtRandom(m, random, killsEach+pods/20, &kills)
 			if up {
 				want = pods
 				scale(pods-ported, 1)
 			} else {
 				scale(0, 0)
 			}
+			wait()
 			c.settle(want)
-			stop()
 			have := c.agree(m)
 			if have != want {
 				t.Fatalf("seed %d, round %d: %d pods, want %d", seed, round, have, want)
@@ -131,45 +137,44 @@ func (c *testCluster) settle(want int) {
 }
 
 // killAtRandom kills the kubelet, containerd and crinetd, one or several at a
-// time, and starts them again, until it is stopped. They run then.
-func (c *testCluster) killAtRandom(m *cluster.Member, random *rand.Rand, kills *int) (stop func()) {
-	ctx, cancel := context.WithCancel(c.ctx)
+// time, and starts them again, that many times. The function that it returns waits
+// for the end of it.
+func (c *testCluster) killAtRandom(m *cluster.Member, random *rand.Rand, times int, kills *int) (wait func()) {
 	done := make(chan error, 1)
 	victims := []struct{ kill, start func() error }{
 		{m.Kubelet.Kill, m.Kubelet.Start},
 		{m.KillContainerd, func() error { return m.StartContainerd(c.ctx) }},
 		{m.KillCrinetd, func() error { return m.StartCrinetdAgain(c.ctx) }},
 	}
-	go func() {
-		done <- func() error {
-			for {
-				select {
-				case <-ctx.Done():
-					return nil
-				case <-time.After(killPause + time.Duration(random.Int64N(int64(killSpread)))):
+	kill := func() error {
+		chosen := 1 + random.IntN(1<<len(victims)-1) // which of them, in bits
+		for i, v := range victims {
+			if chosen&(1<<i) != 0 {
+				if err := v.kill(); err != nil {
+					return err
 				}
-				chosen := 1 + random.IntN(1<<len(victims)-1) // which of them, in bits
-				for i, v := range victims {
-					if chosen&(1<<i) != 0 {
-						if err := v.kill(); err != nil {
-							return err
-						}
-						*kills++
-					}
-				}
-				for i, v := range victims {
-					if chosen&(1<<i) != 0 {
-						if err := v.start(); err != nil {
-							return err
-						}
-					}
+				*kills++
+			}
+		}
+		for i, v := range victims {
+			if chosen&(1<<i) != 0 {
+				if err := v.start(); err != nil {
+					return err
 				}
 			}
-		}()
+		}
+		return nil
+	}
+	go func() {
+		var err error
+		for i := 0; i < times && err == nil; i++ {
+			time.Sleep(killPause + time.Duration(random.Int64N(int64(killSpread))))
+			err = kill()
+		}
+		done <- err
 	}()
 	return func() {
 		c.t.Helper()
-		cancel()
 		c.ok(<-done)
 	}
 }
