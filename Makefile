@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration integration-own soak critest lint bench demo packages image release clean
+.PHONY: help build tools test unit integration integration-own test-cluster scale cluster soak critest lint bench demo packages image release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,12 +41,24 @@ ifeq ($(ROOT),)
 	@test -z '$(CRINET_TEST_REQUIRE_ALL)'
 else
 	@integration/tools/build node packages
-	$(GO) test -race -timeout 30m ./integration/...
+	$(GO) test -race -timeout 30m $$($(GO) list ./integration/... | grep -v '/integration/cluster$$')
 endif
 
 integration-own: ## run them with a CNI conf dir that is containerd's own on each node (root), without the soak
 	@integration/tools/build node
 	CRINET_TEST_CONF_DIR=own $(GO) test -race -count=1 -timeout 30m -skip 'TestRandomKills|TestPodsInALoop' ./integration
+
+test-cluster: ## run the tests on real clusters (root); their tools take a quarter of an hour the first time
+	@integration/tools/build node cluster
+	$(GO) test -race -timeout 40m -parallel 2 ./integration/cluster
+
+PODS   ?= 200
+ROUNDS ?= 5
+
+scale: ## scale Deployments on one node up and down under kills (root); PODS=200 ROUNDS=5 SEED=N
+	@integration/tools/build node cluster
+	CRINET_TEST_SCALE_PODS=$(PODS) CRINET_TEST_SCALE_ROUNDS=$(ROUNDS) CRINET_TEST_SCALE_SEED=$(SEED) \
+	$(GO) test -race -timeout 0 -count=1 -v -run TestScaleUnderKills ./integration/cluster
 
 critest: build ## run the CRI conformance tests at containerd and through crinetd, and compare (root)
 	@integration/tools/build node critest
@@ -83,6 +95,11 @@ image: ## make an OCI archive that installs crinet on nodes, in dist/
 release: ## make packages, image, SBOM and checksums, in dist/
 	@integration/tools/build packages
 	$(GO) run ./packaging/build release
+
+cluster: build ## run a cluster and show what crinetd does (root); NODES=2, PROXY_MODE=nftables, KEEP=1 leaves it
+	@integration/tools/build node cluster
+	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/clusterdemo $(if $(NODES),-nodes $(NODES)) \
+	$(if $(PROXY_MODE),-proxy-mode $(PROXY_MODE)) $(if $(KEEP),-keep) $(if $(REMOVE),-remove $(REMOVE))
 
 clean: ## remove what was built, the tools as well
 	rm -rf bin dist .tools

@@ -28,7 +28,8 @@ const (
 
 // connect lays the uplink between the outside and the node and makes the node
 // a router.
-func connect(outside, node *Place) error {
+func (n *Node) connect() error {
+	outside, node := n.Outside, n.Place
 	far, err := netlink.NewHandleAt(netns.NsHandle(outside.net.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink outside: %w", err)
@@ -41,7 +42,7 @@ func connect(outside, node *Place) error {
 	defer near.Close()
 
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "node"
+	attrs.Name = uplinkPort(n.number)
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: Uplink, PeerNamespace: netlink.NsFd(node.net.Fd())}
 	if err := far.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add the uplink: %w", err)
@@ -54,7 +55,13 @@ func connect(outside, node *Place) error {
 		{far, "lo", nil},
 		{far, attrs.Name, []string{OutsideIPv4 + prefixIPv4, OutsideIPv6 + prefixIPv6}},
 		{near, "lo", nil},
-		{near, Uplink, []string{NodeIPv4 + prefixIPv4, NodeIPv6 + prefixIPv6}},
+		{near, Uplink, []string{n.IPv4() + prefixIPv4, n.IPv6() + prefixIPv6}},
+	}
+	if n.number > 0 { // the bridge has the outside's addresses
+		ends[1].addrs = nil
+		if err := plug(far, attrs.Name); err != nil {
+			return err
+		}
 	}
 	for _, end := range ends {
 		if err := up(end.handle, end.link, end.addrs); err != nil {

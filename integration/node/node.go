@@ -40,6 +40,10 @@ type Options struct {
 	ContainerdCNI string
 	// Containerd is the containerd that the node runs.
 	Containerd Containerd
+	// Beside is a node whose outside this one shares: both are on one network,
+	// and this one has the next address. It must live longer than this one is
+	// used.
+	Beside *Node
 	// Supervise has containerd started again when it ends by itself, as a
 	// service manager does.
 	Supervise bool
@@ -58,6 +62,8 @@ type Node struct {
 	ended   chan struct{} // closed when process 1 has ended
 
 	containerd, crinetd *daemon
+	services            []*daemon    // all that Service.Start started; guarded by mu
+	number              int          // of the nodes that came before on the same outside
 	holder              *daemon      // keeps the outside's network when this process ends
 	held                *heldSockets // nil: crinetd makes its sockets itself
 	crinetDir           string       // folder of crinet's programs; empty: the kit's
@@ -83,7 +89,12 @@ func (k *Kit) Start(ctx context.Context, options Options) (_ *Node, err error) {
 	if err := os.Mkdir(n.logDir(), 0o755); err != nil {
 		return nil, fmt.Errorf("make its log directory: %w", err)
 	}
-	if n.Outside, err = newNetwork("outside"); err != nil {
+	if options.Beside != nil {
+		err = n.shareOutside(options.Beside)
+	} else {
+		n.Outside, err = newNetwork("outside")
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := n.startInit(ctx); err != nil {
@@ -92,7 +103,7 @@ func (k *Kit) Start(ctx context.Context, options Options) (_ *Node, err error) {
 	if err := n.openNamespaces(); err != nil {
 		return nil, err
 	}
-	if err := connect(n.Outside, n.Place); err != nil {
+	if err := n.connect(); err != nil {
 		return nil, err
 	}
 	if options.Keep {
@@ -171,10 +182,12 @@ func (n *Node) openNamespaces() error {
 		if err != nil {
 			return fmt.Errorf("open its namespaces: %w", err)
 		}
-		*ns.to = os.NewFile(uintptr(fd), "namespace")
+		*ns.to = namespaceFile(fd)
 	}
 	return nil
 }
+
+func namespaceFile(fd int) *os.File { return os.NewFile(uintptr(fd), "namespace") }
 
 // fillDirs makes the conf dir and puts the reference plugins into the bin dir.
 func (n *Node) fillDirs() error {
@@ -253,10 +266,9 @@ func (n *Node) Log(daemon string) (string, error) {
 // LogTails returns the ends of all logs, for the output of a test that failed.
 func (n *Node) LogTails(lines int) string {
 	var b strings.Builder
-	for _, name := range []string{"containerd", "crinetd"} {
-		if _, err := os.Stat(n.logFile(name)); err == nil {
-			b.WriteString(tail(n.logFile(name), lines))
-		}
+	logs, _ := filepath.Glob(n.logFile("*")) // the pattern is well formed
+	for _, log := range logs {
+		b.WriteString(tail(log, lines))
 	}
 	return b.String()
 }
@@ -279,12 +291,12 @@ func (n *Node) Close() error {
 		<-n.ended
 		n.ended = nil
 	}
-	for _, d := range []*daemon{n.containerd, n.crinetd, n.holder} {
+	for _, d := range append(n.services, n.containerd, n.crinetd, n.holder) {
 		if d != nil {
 			<-d.done
 		}
 	}
-	n.containerd, n.crinetd, n.holder = nil, nil, nil
+	n.containerd, n.crinetd, n.holder, n.services = nil, nil, nil, nil
 	errs = append(errs, n.held.close())
 	n.held = nil
 	for _, p := range []*Place{n.Place, n.Outside} {

@@ -48,3 +48,20 @@ func (p *Pod) Place(ctx context.Context) (*Place, error) {
 	n.mu.Unlock()
 	return place, nil
 }
+
+// PodNamed finds the running sandbox of a pod that somebody else, such as a
+// kubelet, has made.
+func (c *Client) PodNamed(ctx context.Context, namespace, name string) (*Pod, error) {
+	resp, err := c.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		State:         &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
+		LabelSelector: map[string]string{"io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.name": name},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("find pod %s/%s: %w", namespace, name, err)
+	}
+	if found := len(resp.GetItems()); found != 1 {
+		return nil, fmt.Errorf("pod %s/%s has %d running sandboxes", namespace, name, found)
+	}
+	sandbox := resp.GetItems()[0]
+	return &Pod{ID: sandbox.GetId(), Config: &runtimeapi.PodSandboxConfig{Metadata: sandbox.GetMetadata()}, client: c}, nil
+}

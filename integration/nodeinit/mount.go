@@ -25,6 +25,8 @@ var bound = [...]string{
 	"/var/lib/cni",
 	"/var/lib/containerd",
 	"/var/lib/crinet",
+	"/var/lib/kubelet",
+	"/var/log",
 }
 
 // resolvConf keeps pods from the machine's name servers; the address is one of
