@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -114,7 +115,7 @@ func (c *Cluster) Nodes(ctx context.Context) ([]NodeObject, error) {
 // such as app=web.
 func (c *Cluster) Pods(ctx context.Context, selector string) ([]Pod, error) {
 	var list struct{ Items []Pod }
-	err := c.Get(ctx, "/api/v1/pods?labelSelector="+selector, &list)
+	err := c.Get(ctx, "/api/v1/pods?labelSelector="+url.QueryEscape(selector), &list)
 	return list.Items, err
 }
 

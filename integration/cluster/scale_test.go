@@ -76,7 +76,7 @@ func TestScaleUnderKills(t *testing.T) {
 		for _, up := range []bool{true, false} {
 			want := 0
 			began := time.Now()
-			wait := c.killAtRandom(m, random, killsEach+pods/20, &kills)
+			wait := c.killAtRandom(m, random, killsEach, &kills)
 			if up {
 				want = pods
 				scale(pods-ported, 1)
