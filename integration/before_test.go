@@ -3,7 +3,6 @@ package integration_test
 import (
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -108,7 +107,13 @@ func TestCacheEntriesOfOthers(t *testing.T) {
 			client := n.client(node.CrinetdSocket)
 			n.awaitNetwork(client, true)
 			pod := n.runPod(client, "living")
-			netns := fmt.Sprintf("/proc/%s/ns/net", strings.TrimSpace(n.sh("pidof nodetest pause /pause | tr ' ' '\\n' | head -1")))
+			var pid string
+			n.eventually("the pod's process has its name", func() bool {
+				pid, _, _ = strings.Cut(n.sh("pidof nodetest pause /pause || true"), " ")
+				pid = strings.TrimSpace(pid)
+				return pid != ""
+			})
+			netns := "/proc/" + pid + "/ns/net"
 			n.sh("ls %s", netns)
 			foreign := map[string]string{ // file -> attachment
 				"/var/lib/cni/cache/results/shared-dockershim-eth0": cacheEntry("shared", conf, "dockershim", netns),
