@@ -12,7 +12,8 @@ import (
 )
 
 // NetworkPlugin attaches sandboxes to a network and detaches them. Calls for
-// one attachment are serial. Name, Plan and Status answer from memory.
+// one attachment are serial. Name and Status answer from memory; Plan may read a small
+// file, such as flanneld's.
 type NetworkPlugin interface {
 	// Name is what the journal calls the plugin.
 	Name() string
