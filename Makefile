@@ -65,7 +65,7 @@ lint: ## check the format, go vet, golangci-lint
 	$(GO) vet ./...
 	.tools/bin/golangci-lint run
 
-bench: ## measure crinetd against containerd alone on real nodes (root), 12 minutes; ARGS=-short for a try
+bench: ## measure crinetd against containerd alone on real nodes (root), 20 minutes; ARGS='-short -rows bridge,burst' for a try
 	@integration/tools/build node
 	$(GO) run ./integration/bench $(ARGS)
 

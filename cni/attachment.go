@@ -29,6 +29,8 @@ type Attachment struct {
 	// CapabilityArgs are the runtimeConfig values by capability (CNI
 	// conventions, "Dynamic Plugin specific fields").
 	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
+	// Builtin are the plugins of the list that crinetd runs itself.
+	Builtin []Builtin `json:"builtin,omitempty"`
 	// Result is what ADD returned, in the list's CNI version; empty before.
 	Result json.RawMessage `json:"result,omitempty"`
 	// CacheDir is the libcni cache that holds the attachment's entry, if that is
@@ -61,12 +63,15 @@ func (a *Attachment) HasCheck() (bool, error) {
 
 // runtimeConf returns the attachment's arguments in libcni's form.
 func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
-	capabilities := make(map[string]any, len(a.CapabilityArgs)+1)
+	capabilities := make(map[string]any, len(a.CapabilityArgs)+2)
 	for name, value := range a.CapabilityArgs {
 		capabilities[name] = value
 	}
 	if len(a.Note) > 0 {
 		capabilities[noteCapability] = a.Note
+	}
+	if len(a.Builtin) > 0 {
+		capabilities[builtinCapability] = a.Builtin
 	}
 	return &libcni.RuntimeConf{
 		ContainerID:    a.ContainerID,

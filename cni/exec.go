@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
@@ -22,10 +23,15 @@ type Runner interface {
 	Run(ctx context.Context, path string, stdin []byte, env []string) (stdout, stderr []byte, err error)
 }
 
-// execAdapter lets libcni run plugins through a Runner.
+// execAdapter lets libcni run plugins through a Runner, or those that an attachment
+// has built in through a BuiltinRunner.
 type execAdapter struct {
 	version.PluginDecoder
-	runner Runner
+	runner  Runner
+	observe func(Run) // may be nil
+
+	builtin    BuiltinRunner
+	attachment *Attachment // whose plugins are run; nil for verbs that are not about one
 }
 
 var _ invoke.Exec = (*execAdapter)(nil)
@@ -33,13 +39,18 @@ var _ invoke.Exec = (*execAdapter)(nil)
 // ExecPlugin runs the plugin with the CNI variables of environ alone: libcni
 // passes the daemon's whole environment.
 func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	if typ, found := strings.CutPrefix(path, builtinPath); found {
+		return e.runBuiltin(ctx, typ, stdin, environ)
+	}
 	env := make([]string, 0, 6)
 	for _, kv := range environ {
 		if strings.HasPrefix(kv, "CNI_") {
 			env = append(env, kv)
 		}
 	}
+	began := time.Now()
 	stdout, _, err := e.runner.Run(ctx, path, stdin, env)
+	e.note(Run{Type: filepath.Base(path), Command: valueOf(environ, "CNI_COMMAND"), Err: err, Duration: time.Since(began)})
 	if err == nil {
 		return stdout, nil
 	}
@@ -49,7 +60,7 @@ func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte,
 // runPlugin runs the plugin of that type in dirs, with a verb that prints no
 // result.
 func (e *execAdapter) runPlugin(ctx context.Context, typ string, dirs []string, stdin []byte, args *invoke.Args) error {
-	path, err := FindPlugin(typ, dirs)
+	path, err := e.FindInPath(typ, dirs)
 	if err != nil {
 		return err
 	}
@@ -79,8 +90,11 @@ func cniError(err error) error {
 	return err
 }
 
-// FindInPath is FindPlugin for libcni.
+// FindInPath is FindPlugin for libcni. A plugin that is built in needs no binary.
 func (e *execAdapter) FindInPath(plugin string, dirs []string) (string, error) {
+	if e.attachment != nil && e.attachment.builtin(plugin) != nil {
+		return builtinPath + plugin, nil
+	}
 	return FindPlugin(plugin, dirs)
 }
 

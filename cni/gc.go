@@ -13,9 +13,12 @@ import (
 	"github.com/crinet-project/crinet/config"
 )
 
-// noteCapability carries [Attachment.Note] into libcni's cache, which keeps all
-// capability args. No plugin gets it, since none declares that name.
-const noteCapability = "crinet/note"
+// These carry [Attachment.Note] and [Attachment.Builtin] into libcni's cache, which
+// keeps all capability args. No plugin gets them, since none declares such names.
+const (
+	noteCapability    = "crinet/note"
+	builtinCapability = "crinet/builtin"
+)
 
 // Cached returns the attachments in libcni's cache (--cni-cache-dir), of one
 // container or, with an empty id, of all: those whose ADD succeeded and whose DEL
@@ -47,6 +50,11 @@ func (c *ForeignCache) Cached(containerID string) ([]Attachment, error) {
 		}
 	}
 	return attachments, err
+}
+
+// libcniFor returns the libcni that runs an attachment's chain.
+func (p *Plugin) libcniFor(a *Attachment) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(p.config.BinDirs, p.config.CacheDir, p.execFor(a))
 }
 
 // libcniIn returns a libcni that works with another cache.
@@ -82,7 +90,13 @@ func fromCache(cache *libcni.CNIConfig, e *libcni.NetworkAttachment) (*Attachmen
 		a.CapabilityArgs[name] = data
 	}
 	a.Note = a.CapabilityArgs[noteCapability]
+	if chosen := a.CapabilityArgs[builtinCapability]; chosen != nil {
+		if err := json.Unmarshal(chosen, &a.Builtin); err != nil {
+			return nil, err
+		}
+	}
 	delete(a.CapabilityArgs, noteCapability)
+	delete(a.CapabilityArgs, builtinCapability)
 	list, err := a.list()
 	if err != nil {
 		return nil, err

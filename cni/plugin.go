@@ -20,7 +20,7 @@ import (
 // Name is the network plugin's name for --network-plugin and in the journal.
 const Name = "cni"
 
-// Config is what a [Plugin] works with. All fields but Ready are required.
+// Config is what a [Plugin] works with. All fields but Ready and CanMasquerade are required.
 type Config struct {
 	// BinDirs are searched in order for plugin binaries (--cni-bin-dir).
 	BinDirs []string
@@ -44,9 +44,18 @@ type Config struct {
 	// CHECK (--cni-max-chains); 0 sets no bound. A chain that runs longer than
 	// ten seconds does not count any more.
 	MaxChains int
+	// CanMasquerade, which may be nil, returns why crinetd cannot masquerade on this
+	// node, from memory: plugins with ipMasq are then executed.
+	CanMasquerade func() error
 	// Runner runs the binaries.
 	Runner Runner
-	Log    *slog.Logger
+	// Builtin runs the built-in plugins; nil if there are none. BuiltinTypes are those
+	// that may be chosen for new attachments (--builtin-plugins).
+	Builtin      BuiltinRunner
+	BuiltinTypes []string
+	// Observe, which may be nil, is told of each run of a plugin for an attachment.
+	Observe func(Run)
+	Log     *slog.Logger
 }
 
 // Plugin is the CNI network plugin. Its only state is the last answer that
@@ -62,7 +71,7 @@ type Plugin struct {
 
 // New returns a CNI network plugin.
 func New(c Config) *Plugin {
-	exec := &execAdapter{runner: c.Runner}
+	exec := &execAdapter{runner: c.Runner, observe: c.Observe}
 	return &Plugin{
 		config: c,
 		libcni: libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, exec),
@@ -106,8 +115,8 @@ func (p *Plugin) network() (*config.Network, error) {
 }
 
 // Plan completes an attachment with the network that is selected now: its name,
-// its configuration list, and of the capability args those that the list
-// declares. Nothing has happened on the node when it returns.
+// its configuration list, of the capability args those that the list declares, and
+// which of the plugins crinetd runs itself. Nothing has happened on the node when it returns.
 func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	network, err := p.network()
 	if err != nil {
@@ -118,6 +127,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	maps.DeleteFunc(a.CapabilityArgs, func(name string, _ json.RawMessage) bool {
 		return !slices.Contains(network.Capabilities, name)
 	})
+	a.Builtin, _ = p.choose(network)
 	return &a, nil
 }
 
@@ -127,7 +137,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 // a deadline, a plugin that hangs is ended shortly before it.
 func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (result json.RawMessage, err error) {
 	err = p.run(ctx, p.add, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
-		added, err := p.libcni.AddNetworkList(ctx, list, a.runtimeConf())
+		added, err := p.libcniFor(a).AddNetworkList(ctx, list, a.runtimeConf())
 		if err != nil {
 			return err
 		}
@@ -187,7 +197,8 @@ func (p *Plugin) NetworkStatus(ctx context.Context, network *config.Network) err
 	}
 	ctx, cancel := limited(ctx, p.config.Timeout)
 	defer cancel()
-	return explainStatus(network.Name, p.libcni.GetStatusNetworkList(ctx, list))
+	chosen, _ := p.choose(network) // as for the next pod
+	return explainStatus(network.Name, p.libcniFor(&Attachment{Builtin: chosen}).GetStatusNetworkList(ctx, list))
 }
 
 // atLeast reports whether a CNI version is at least another. It is false for a

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/crinet-project/crinet/cni/builtin"
 )
 
 const (
@@ -26,7 +28,7 @@ const (
 
 // check validates every value and fills in the defaults that depend on others.
 func (r *raw) check() error {
-	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkMetrics}
+	steps := []func() error{r.checkPlugin, r.checkNumbers, r.checkPodCIDR, r.checkDirs, r.checkEndpoints, r.checkChoices, r.checkBuiltin, r.checkMetrics}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -53,6 +55,8 @@ func (r *raw) checkNumbers() error {
 		return &UsageError{"--cni-status-grace", r.CNIStatusGrace.String(), "want 0s or more"}
 	case r.CNIGCInterval < 0:
 		return &UsageError{"--cni-gc-interval", r.CNIGCInterval.String(), "want 0s or more"}
+	case r.CNIFailedAdds < 0:
+		return &UsageError{"--cni-failed-adds-not-ready", strconv.Itoa(r.CNIFailedAdds), "want 0 or more"}
 	case r.CNIMaxChains < 0:
 		return &UsageError{"--cni-max-chains", strconv.Itoa(r.CNIMaxChains), "want 0 or more"}
 	case r.ShutdownGrace < 0:
@@ -180,6 +184,28 @@ func (r *raw) checkChoices() error {
 			last := len(c.allowed) - 1
 			return &UsageError{c.flag, c.value, "want " + strings.Join(c.allowed[:last], ", ") + " or " + c.allowed[last]}
 		}
+	}
+	return nil
+}
+
+// checkBuiltin resolves --builtin-plugins.
+func (r *raw) checkBuiltin() error {
+	known := builtin.Types()
+	switch r.builtin {
+	case BuiltinAuto:
+		r.BuiltinPlugins = known
+		return nil
+	case BuiltinOff:
+		return nil
+	}
+	r.BuiltinPlugins = names(r.builtin)
+	for _, typ := range r.BuiltinPlugins {
+		if !slices.Contains(known, typ) {
+			return &UsageError{"--builtin-plugins", r.builtin, fmt.Sprintf("%q is not built in; want auto, off, or some of %s", typ, strings.Join(known, ","))}
+		}
+	}
+	if len(r.BuiltinPlugins) == 0 {
+		return &UsageError{"--builtin-plugins", r.builtin, "want auto, off, or some of " + strings.Join(known, ",")}
 	}
 	return nil
 }

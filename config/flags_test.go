@@ -24,6 +24,7 @@ func defaults() *Options {
 		CNIStatusGrace:           time.Minute,
 		CNIGCInterval:            5 * time.Minute,
 		CNIMaxChains:             32,
+		BuiltinPlugins:           []string{"bridge", "ptp", "host-local", "flannel"},
 		ShutdownGrace:            30 * time.Second,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
 		ImageServiceEndpoint:     "unix:///run/containerd/containerd.sock",
@@ -87,6 +88,8 @@ func TestParse(t *testing.T) {
 		{"--metrics-bind-address [::1]:9300 -v 10 --log-format json", func(o *Options) {
 			o.MetricsBindAddress, o.Verbosity, o.LogFormat = "[::1]:9300", 10, "json"
 		}},
+		{"--builtin-plugins off", func(o *Options) { o.BuiltinPlugins = nil }},
+		{"--builtin-plugins bridge,host-local", func(o *Options) { o.BuiltinPlugins = []string{"bridge", "host-local"} }},
 		{"--metrics-bind-address :0 --v=0", func(o *Options) { o.MetricsBindAddress, o.Verbosity = ":0", 0 }},
 	}
 	for _, tt := range tests {
@@ -153,7 +156,10 @@ func TestParseWrong(t *testing.T) {
 		{"--cni-timeout=-1s", "--cni-timeout", "-1s", "more than 0s"},
 		{"--cni-status-grace=-1s", "--cni-status-grace", "-1s", "0s or more"},
 		{"--cni-gc-interval=-1s", "--cni-gc-interval", "-1s", "0s or more"},
+		{"--cni-failed-adds-not-ready=-1", "--cni-failed-adds-not-ready", "-1", "0 or more"},
 		{"--cni-max-chains=-1", "--cni-max-chains", "-1", "0 or more"},
+		{"--builtin-plugins=bridge,macvlan", "--builtin-plugins", "bridge,macvlan", "macvlan"},
+		{"--builtin-plugins=", "--builtin-plugins", "", "auto, off"},
 		{"--shutdown-grace=-1s", "--shutdown-grace", "-1s", "0s or more"},
 		{"--cni-timeout=60", "--cni-timeout", "60", "a time such as"},
 		{"--container-runtime-endpoint=tcp://127.0.0.1:1", "--container-runtime-endpoint", "tcp://127.0.0.1:1", "unix socket"},

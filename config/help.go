@@ -45,7 +45,9 @@ func (r *raw) groups() []FlagGroup {
 	pods.StringVar(&r.podCIDR, "pod-cidr", "", "`CIDR` The node's pod addresses, for nodes where nobody calls UpdateRuntimeConfig: one CIDR, or one of IPv4 and one of IPv6 separated by a comma.")
 	pods.DurationVar(&r.CNITimeout, "cni-timeout", time.Minute, "`TIME` How long one run of a network's plugins may take. Then crinetd kills them.")
 	pods.DurationVar(&r.CNIStatusGrace, "cni-status-grace", time.Minute, "`TIME` How long the STATUS (CNI 1.1) of a network that was ready may fail before the node is not ready; 0s is at once.")
+	pods.IntVar(&r.CNIFailedAdds, "cni-failed-adds-not-ready", 0, "`NUMBER` After how many failed ADDs in a row the node is not ready, for networks that cannot say so themselves (no STATUS). crinetd then adds and removes a network namespace of its own until that works. The plugins must not need a pod of the API server for it. 0 is never.")
 	pods.IntVar(&r.CNIMaxChains, "cni-max-chains", 32, "`NUMBER` How many networks' plugins may run at once; others wait in the order in which they came. 0 sets no limit.")
+	pods.StringVar(&r.builtin, "builtin-plugins", BuiltinAuto, "`TYPES` Which reference plugins run inside crinetd, which is faster: auto is all that can (bridge, ptp, host-local, flannel), off is none, or types separated by commas. One runs there only if the binary in the plugin directories is that reference plugin and every key of its configuration is known; otherwise the binary is run. crinetctl status shows which runs how.")
 	pods.DurationVar(&r.CNIGCInterval, "cni-gc-interval", 5*time.Minute, "`TIME` How often crinetd removes what pods that are gone have left, and calls the plugins' GC (CNI 1.1). It does so at the start too; 0s is at the start only.")
 
 	runtime.StringVar(&r.ContainerRuntimeEndpoint, "container-runtime-endpoint", "unix:///run/containerd/containerd.sock", "`SOCKET` The runtime's CRI socket, as a unix:// URL or an absolute path.")

@@ -57,6 +57,7 @@ func (s *store) load(ctx context.Context) map[string]*parsed {
 	if s.path == "" {
 		return last
 	}
+	dirs.RemoveUnfinished(s.path)
 	var k kept
 	data, err := dirs.ReadFile(s.path, maxKept)
 	if err == nil {

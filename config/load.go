@@ -74,11 +74,18 @@ func (l *loaded) types() []string {
 		if f.parsed == nil {
 			continue
 		}
-		for _, p := range f.parsed.plugins {
-			types = append(append(types, p.typ, p.ipam), p.delegates...)
-		}
+		types = append(types, f.parsed.types()...)
 	}
 	slices.Sort(types)
-	types = slices.Compact(types)
+	return slices.Compact(types)
+}
+
+// types returns the types of the plugins that a configuration names, as far as
+// they can be the name of a binary.
+func (p *parsed) types() []string {
+	var types []string
+	for _, pl := range p.plugins {
+		types = append(append(types, pl.typ, pl.ipam), pl.delegates...)
+	}
 	return slices.DeleteFunc(types, func(t string) bool { return !isFileName(t) })
 }

@@ -82,6 +82,9 @@ func parse(dir *Dir, f File) (*parsed, *fileError) {
 	for i := range p.plugins {
 		pl := &p.plugins[i]
 		types, back := delegation(pl.raw)
+		if pl.typ == "flannel" { // what it delegates to if nothing else is said
+			types = append(types, "bridge", hostLocal)
+		}
 		pl.delegates = types
 		switch {
 		case pl.typ == probe.ShimType:

@@ -91,6 +91,7 @@ func (p *parsed) network(plugins *probe.Plugins, opts ScanOptions) (n *Network, 
 	for _, pl := range p.plugins {
 		found, _ := plugins.Find(pl.typ)
 		n.Plugins = append(n.Plugins, NetworkPlugin{Type: pl.typ, Path: found.Path, IPAM: pl.ipam, Capabilities: pl.capabilities})
+		n.addAbout(plugins, append([]string{pl.typ, pl.ipam}, pl.delegates...))
 	}
 	var err error
 	if n.ConfList, err = p.confList(cniVersion, opts.MTU); err != nil {
@@ -101,6 +102,18 @@ func (p *parsed) network(plugins *probe.Plugins, opts ScanOptions) (n *Network, 
 		return nil, "libcni does not take it: " + err.Error()
 	}
 	return n, ""
+}
+
+// addAbout notes what the binaries of plugin types say of themselves.
+func (n *Network) addAbout(plugins *probe.Plugins, types []string) {
+	for _, typ := range types {
+		if found, ok := plugins.Find(typ); ok && found.About != "" {
+			if n.About == nil {
+				n.About = make(map[string]string)
+			}
+			n.About[typ] = found.About
+		}
+	}
 }
 
 // choose returns the best version that the file asks for and every plugin

@@ -26,6 +26,9 @@ type Network struct {
 	// ConfList is the network as a CNI configuration list with every plugin
 	// inlined, for libcni.NetworkConfFromBytes. It must not be written to.
 	ConfList []byte
+	// About says what the binaries of the chain, of its IPAM and of its delegates say
+	// of themselves, by plugin type, as far as they were asked (probe.Plugin.About).
+	About map[string]string
 	// NeedsPodCIDR: a plugin declares the capability ipRanges, and its host-local
 	// IPAM has no subnet or ranges of its own. It has no addresses before the
 	// node's pod CIDR is known.

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/crinet-project/crinet/internal/dirs"
+	"github.com/crinet-project/crinet/probe"
 )
 
 // Valid is what a valid configuration file says. Whether its plugins exist is not
@@ -19,12 +20,14 @@ type Valid struct {
 	Plugins      []string // types, in the order of ADD
 	Capabilities []string // that its plugins declare, sorted
 	NeedsPodCIDR bool     // see Network.NeedsPodCIDR
+	// Warnings say what may make its pods fail, if the plugins were looked at.
+	Warnings []string
 }
 
 // ValidateFile reads one configuration file as a scan of its directory would,
-// with the plugins in the network's folder beside it. It needs neither daemon nor
-// plugins.
-func ValidateFile(path string) (*Valid, *Problem) {
+// with the plugins in the network's folder beside it. It needs no daemon. look
+// looks at the plugins of these types in the bin dirs; nil leaves them aside.
+func ValidateFile(path string, look func(types []string) (*probe.Plugins, error)) (*Valid, *Problem) {
 	dir := &Dir{Path: filepath.Dir(path), Folders: map[string]*Dir{}}
 	f := File{Name: filepath.Base(path)}
 	broken := func(format string, args ...any) (*Valid, *Problem) {
@@ -56,5 +59,19 @@ func ValidateFile(path string) (*Valid, *Problem) {
 	for _, pl := range p.plugins {
 		valid.Plugins = append(valid.Plugins, pl.typ)
 	}
+	if p.loop != "" {
+		return nil, &Problem{Kind: ProblemOwn, File: path, Network: p.name, Reason: p.loop}
+	}
+	if look == nil {
+		return valid, nil
+	}
+	plugins, err := look(p.types())
+	if err != nil {
+		return broken("its plugins cannot be looked at: %v", err)
+	}
+	if _, reason := p.network(plugins, ScanOptions{}); reason != "" {
+		return nil, &Problem{Kind: ProblemUnusable, File: path, Network: p.name, Reason: reason}
+	}
+	valid.Warnings = p.warnings(plugins)
 	return valid, nil
 }

@@ -31,7 +31,7 @@ func TestValidateFile(t *testing.T) {
 		{"a.txt", "D/a.txt: is not read: a configuration's name ends in .conf, .conflist or .json, and does not begin with a dot"},
 		{".hidden.conf", "D/.hidden.conf: is not read: a configuration's name ends in .conf, .conflist or .json, and does not begin with a dot"},
 	} {
-		valid, problem := ValidateFile(filepath.Join(dir, tt.file))
+		valid, problem := ValidateFile(filepath.Join(dir, tt.file), nil)
 		got := ""
 		switch {
 		case (valid == nil) == (problem == nil):

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
@@ -232,5 +234,48 @@ func TestHolders(t *testing.T) {
 	}
 	if got := names[4294967295]; !strings.Contains(got, "uid 12") {
 		t.Errorf("unknown inode: %s", got)
+	}
+}
+
+// TestPortsOfOthersAreHeld holds ports that a plugin has mapped against other pods,
+// over a restart as well, and leaves table and flows alone.
+func TestPortsOfOthersAreHeld(t *testing.T) {
+	n := newTestNode(t, "cni0")
+	web := n.addPod(t, "web", 2)
+	web.serve(t, "web", "udp4", ":5353")
+	m := newManager(t, n.node)
+	mustMap(t, m, web.pod(t, "udp 54:5353"))
+	early := testPod(t, "early", []string{"10.1.0.9"}, "udp 53:5353")
+	early.Foreign = true
+	empty := n.node.run(t, "nft", "list", "table", "inet", tableName)
+	n.client.expect(t, "udp4", hostPort(nodeIP4, 53), "") // leaves an entry
+	flows := flowsTo(t, n.node, 53)
+	mustMap(t, m, early)
+	refused := func(m *Manager) {
+		t.Helper()
+		if _, err := m.Reserve(t.Context(), testPod(t, "rival", nil, "udp 53:1")); err == nil || !strings.Contains(err.Error(), "default/early") {
+			t.Errorf("a pod that wants the port: %v, want a refusal that names the holder", err)
+		}
+	}
+	refused(m)
+	if pods, mappings := m.Count(); pods != 1 || mappings != 1 {
+		t.Errorf("%d mappings of %d pods are ours", mappings, pods)
+	}
+	again := newManagerFor(t, n.node)
+	if err := again.Sync(t.Context(), []Pod{early, web.pod(t, "udp 54:5353")}); err != nil {
+		t.Fatal(err)
+	}
+	refused(again)
+	if now := n.node.run(t, "nft", "list", "table", "inet", tableName); now != empty {
+		t.Errorf("the table has become\n%s", now)
+	}
+	mustUnmap(t, again, early.SandboxID)
+	if now := flowsTo(t, n.node, 53); len(flows) != 1 || !cmp.Equal(now, flows, compareAddr) {
+		t.Errorf("the flows %v have become %v", flows, now)
+	}
+	if r, err := again.Reserve(t.Context(), testPod(t, "rival", nil, "udp 53:1")); err != nil {
+		t.Error(err)
+	} else {
+		r.Release()
 	}
 }

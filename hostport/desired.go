@@ -1,6 +1,8 @@
 package hostport
 
 import (
+	"cmp"
+
 	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
@@ -73,11 +75,11 @@ func (d *desired) set(id string, next need) {
 
 // putShared puts the element of those that share the key. Elements without a
 // comment are alike; of several with one, as of pods with one address, the first by
-// comment stands, so that the result depends on nothing but the pods.
+// comment and value stands, so that the result depends on nothing but the pods.
 func (d *desired) putShared(key kernel.Key) {
 	var chosen kernel.Element
 	for _, e := range d.sharing[key] {
-		if chosen.Set == "" || e.Comment < chosen.Comment {
+		if chosen.Set == "" || cmp.Or(cmp.Compare(e.Comment, chosen.Comment), cmp.Compare(e.Value, chosen.Value)) < 0 {
 			chosen = e
 		}
 		if chosen.Comment == "" {

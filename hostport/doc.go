@@ -1,10 +1,10 @@
-// Package hostport maps the hostPorts of pods in one nftables table,
-// `inet crinet`, and keeps that table right.
+// Package hostport maps the hostPorts of pods and masquerades their addresses in one
+// nftables table, `inet crinet`, and keeps that table right.
 //
 // # The table
 //
-// With one pod mapped, default/web behind the bridge cni0, `nft list table inet
-// crinet` prints this; a test compares it.
+// With one pod, default/web behind the bridge cni0, that is mapped and masqueraded,
+// `nft list table inet crinet` prints this; a test compares it.
 //
 //	table inet crinet {
 //		map ports4 {
@@ -27,6 +27,11 @@
 //			elements = { 10.96.0.1 }
 //		}
 //
+//		map masquerade4 {
+//			type ipv4_addr : verdict
+//			elements = { 10.1.0.2 comment "default/web" : goto outside_10.1.0.0/24 }
+//		}
+//
 //		map ports6 {
 //			type inet_proto . inet_service : ipv6_addr . inet_service
 //			elements = { tcp . 80 comment "default/web" : fd00:1::2 . 8080 }
@@ -45,6 +50,11 @@
 //		set protected6 {
 //			type ipv6_addr
 //			elements = { fd00:96::1 }
+//		}
+//
+//		map masquerade6 {
+//			type ipv6_addr : verdict
+//			elements = { fd00:1::2 comment "default/web" : goto outside_fd00_1__/64 }
 //		}
 //
 //		set route_localnet {
@@ -82,6 +92,8 @@
 //			ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade comment "a pod that reaches itself through its hostPort"
 //			ct status dnat iifname . oifname @same_link masquerade comment "pods that would answer each other past the node"
 //			ct status dnat oifname != "lo" ip saddr 127.0.0.0/8 masquerade comment "127.0.0.0/8 cannot leave the node"
+//			ip saddr vmap @masquerade4
+//			ip6 saddr vmap @masquerade6
 //		}
 //
 //		chain hostports {
@@ -92,11 +104,24 @@
 //			dnat ip6 to ip6 daddr . meta l4proto . th dport map @addr_ports6
 //			meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
 //		}
+//
+//		chain outside_10.1.0.0/24 {
+//			ip daddr 10.1.0.0/24 return
+//			ip daddr 224.0.0.0/4 return
+//			masquerade
+//		}
+//
+//		chain outside_fd00_1__/64 {
+//			ip6 daddr fd00:1::/64 return
+//			ip6 daddr ff00::/8 return
+//			masquerade
+//		}
 //	}
 //
-// The chains never change; what changes are elements, so that a packet costs a few
-// look-ups however many mappings there are. All ports of a pod come and go in one
-// transaction whose size depends on that pod alone.
+// What changes are elements, and the chains outside_SUBNET: one for each subnet that
+// masqueraded pods are in. A connection thus costs a few look-ups however many pods
+// and mappings there are. All that a pod needs comes and goes in one transaction
+// whose size depends on that pod alone.
 //
 //   - hostports: only destinations that are local to the node are translated, and
 //     only after the Service rules of others (priority dstnat + 10). A mapping for
@@ -110,6 +135,11 @@
 //     on one link, which would answer each other directly (same_link:
 //     a bridge without bridge-nf-call-iptables, or the gateway interface of a
 //     bridge with a VLAN); connections from 127.0.0.0/8.
+//   - masquerade4, masquerade6: addresses of pods whose connections leave their subnet
+//     with an address of the node, as the reference plugins' ipMasq has it; multicast
+//     does not. A connection of anybody else costs the one look-up that does not find
+//     it. Connections that stand when a pod goes are left alone, as those plugins
+//     leave them.
 //   - prerouting: a hostPort on a loopback address is for processes of the node. Who
 //     sends there from outside must not have the packet translated, or it would pass
 //     the checks that the kernel makes afterwards.
@@ -138,9 +168,9 @@
 //
 // A [Manager] lives as long as the daemon. [Manager.Sync] makes the kernel equal to
 // what the caller knows, [Manager.Run] keeps it so until its context ends. Neither
-// end of a Manager touches the table: mappings work on while nobody runs.
-// [Manager.Remove] takes everything away. A [Reservation] lives from admission until
-// its pod is mapped or it is released.
+// end of a Manager touches the table: mappings work on while nobody runs. Under
+// [Config.OnDemand] there is no table while no pod needs one. A [Reservation] lives
+// from admission until its pod is mapped or it is released.
 //
 // # Limits
 //
@@ -153,10 +183,12 @@
 // a forward policy of drop, stay in force. Without bridge-nf-call-iptables, pods of one
 // bridge reach each other by the node's address from Linux 5.7 on.
 //
-// A NodePort of kube-proxy in IPVS mode is on the node's own addresses and takes
-// effect after our rules: a hostPort of the same number wins. In the modes iptables
-// and nftables the NodePort wins. hostPorts outside of the API server's
-// --service-node-port-range never meet NodePorts.
+// NodePorts win over hostPorts of the same number. In kube-proxy's modes iptables and
+// nftables that is by the order of rules. IPVS translates after our rules: there,
+// that is where a protected interface exists, the ipsets are read in which kube-proxy
+// keeps NodePorts. A pod that wants one is refused, or with [Warn] the mapping is left
+// out. A mapping that is older than the NodePort is left out as well, two seconds after
+// kube-proxy has changed addresses on kube-ipvs0, or else at the next check.
 //
 // Linux 5.2 or newer is needed, with nft_fib_inet, nft_ct, nft_nat and nft_masq.
 // Without nf_conntrack_netlink older UDP and SCTP flows are not ended, without

@@ -39,17 +39,19 @@ func newManagerFor(t testing.TB, ns netns, change ...func(*Config)) *Manager {
 
 // run runs the Manager until ctx, or the test, ends. When it returns, the Manager
 // listens: it has healed what was broken before it ran.
-func run(t testing.TB, ctx context.Context, ns netns, m *Manager) {
+func run(t testing.TB, ctx context.Context, ns netns, m *Manager) (stop func()) {
 	t.Helper()
 	ns.nft(t, "add element inet crinet ports4 { udp . 9 : 10.9.9.9 . 9 }")
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { m.Run(ctx) })
-	t.Cleanup(func() {
+	stop = func() {
 		cancel()
 		running.Wait()
-	})
+	}
+	t.Cleanup(stop)
 	waitIntact(t, ns, m, 5*time.Second)
+	return stop
 }
 
 // isIntact compares the kernel with the desired state, through a Kernel of its own.

@@ -34,6 +34,7 @@ type linkHost interface {
 	IsLocal(netip.Addr) (bool, error)
 	Addresses() ([]netip.Addr, error)
 	AddressesOn(names []string) ([]netip.Addr, error)
+	NodePorts(interfaces []string) (map[kernel.NodePort]string, error)
 	WatchAddresses(ctx context.Context, names []string, changed func(what string)) error
 }
 

@@ -21,9 +21,9 @@ const (
 	Warn ConflictMode = "warn"
 )
 
-// ErrUnavailable is the error of pods with hostPorts where none can be mapped; the
-// error that wraps it says why.
-var ErrUnavailable = errors.New("hostPorts can't be mapped on this node")
+// ErrUnavailable is the error of pods that need the table where there cannot be one;
+// the error that wraps it says why.
+var ErrUnavailable = errors.New("hostPorts can't be mapped on this node, nor pods masqueraded")
 
 // defaultCheckInterval bounds how long a change goes unnoticed that no notification
 // tells of.
@@ -60,6 +60,9 @@ type Config struct {
 	// later run switches it off even if the table is flushed in between. Without it
 	// only the table says so.
 	Records Records
+	// OnDemand says that the table exists only while a pod needs something in it: for
+	// a node whose hostPorts are somebody else's.
+	OnDemand bool
 	// ProtectedInterfaces are interfaces of the node whose addresses are never
 	// translated. It defaults to kube-ipvs0; an empty list that is not nil protects
 	// nothing.
@@ -80,6 +83,7 @@ type Manager struct {
 	// protected addresses.
 	alarms, moved chan string
 	limits        limits
+	onDemand      bool
 
 	mu     sync.Mutex // guards what follows, and orders transactions
 	claims claims
@@ -90,10 +94,18 @@ type Manager struct {
 	// recorded are the interfaces on which crinet switched route_localnet on and has
 	// not switched it off; saved is what Records has of them.
 	recorded, saved map[string]struct{}
+	// nodePorts are those of kube-proxy in IPVS mode, each with its ipset.
+	// nodePortTrouble is why they could not be read when that was tried last.
+	nodePorts       map[kernel.NodePort]string
+	nodePortTrouble string
 	// stuck is why route_localnet could not be switched off when it was tried last.
 	stuck error
-	// managing is set between Sync and Remove.
+	// managing is set by Sync.
 	managing bool
+	// absent says that there is no table, since nobody needs it.
+	absent bool
+	// lacking is why there cannot be a table, found out while there is none.
+	lacking error
 	// trouble is why nothing can be mapped, nil if all is well.
 	trouble error
 }
@@ -102,7 +114,8 @@ type Manager struct {
 type mapped struct {
 	owner *owner
 	pod   Pod
-	need  need
+	full  need // what the pod needs
+	need  need // that, less what it must leave to others
 }
 
 // New makes a Manager. It does not touch the kernel.
@@ -123,12 +136,15 @@ func New(c Config) (*Manager, error) {
 	if c.OnHeal == nil {
 		c.OnHeal = func(string) {}
 	}
-	if c.ProtectedInterfaces == nil {
+	switch {
+	case c.OnDemand: // nothing is translated
+		c.ProtectedInterfaces = nil
+	case c.ProtectedInterfaces == nil:
 		c.ProtectedInterfaces = []string{kubeIPVS}
 	}
 	m := &Manager{
 		log: c.Log, mode: c.Conflict, interval: c.CheckInterval, onHeal: c.OnHeal,
-		records: c.Records, protected: c.ProtectedInterfaces,
+		records: c.Records, protected: c.ProtectedInterfaces, onDemand: c.OnDemand,
 		host:   kernel.New(c.NetNS, newLayout()),
 		alarms: make(chan string, 1), moved: make(chan string, 1),
 		claims: make(claims), inFlight: make(map[*owner]struct{}),
@@ -148,7 +164,7 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// Available returns nil if hostPorts can be mapped, or else an error that wraps
+// Available returns nil if pods can have what they need in the table, or else an error that wraps
 // ErrUnavailable with the reason. It answers from memory; while Run runs, it is at
 // most the check interval behind.
 func (m *Manager) Available() error {
@@ -161,20 +177,24 @@ func (m *Manager) available() error {
 	switch {
 	case m.trouble != nil:
 		return fmt.Errorf("%w: %w", ErrUnavailable, m.trouble)
+	case m.lacking != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, m.lacking)
 	case !m.managing:
 		return fmt.Errorf("%w: not synchronized yet", ErrUnavailable)
 	}
 	return nil
 }
 
-// Count returns how many pods have mappings, and how many mappings these are.
+// Count returns how many pods have mappings of ours, and how many these are.
 func (m *Manager) Count() (pods, mappings int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.pods {
-		mappings += len(p.pod.Mappings)
+		if n := len(p.pod.Mappings); n > 0 && !p.pod.Foreign {
+			pods, mappings = pods+1, mappings+n
+		}
 	}
-	return len(m.pods), mappings
+	return pods, mappings
 }
 
 // forget empties the memory, but for reservations and the record of interfaces.

@@ -10,25 +10,30 @@ import (
 	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
-// Map maps the pod's ports, in one transaction; if it fails nothing is mapped.
+// Map maps the pod's ports and masquerades its addresses, in one transaction; if it
+// fails nothing is done. A pod that has neither has nothing in the table.
 // Ports that a reservation of the same pod (namespace, name, UID) holds become
 // the sandbox's. Mapping a sandbox again changes what differs and keeps the rest.
 // Afterwards the UDP and SCTP flows that came to the ports before are deleted from
 // connection tracking; should that fail, the mapping stands, and the error says
 // so. On a kernel that cannot delete flows at all it is not an error, see Report.
+// The ports of a pod that is Foreign are held only.
 func (m *Manager) Map(ctx context.Context, pod Pod) error {
 	if pod.SandboxID == "" {
-		return fmt.Errorf("map the hostPorts of %s: it has no sandbox ID", pod)
+		return fmt.Errorf("%s %s: it has no sandbox ID", pod.task(), pod)
 	}
-	if len(pod.Mappings) == 0 {
+	if len(pod.Mappings)+len(pod.Masquerade) == 0 {
 		return m.Unmap(ctx, pod.SandboxID)
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("map the hostPorts of %s: %w", pod, err)
+		return fmt.Errorf("%s %s: %w", pod.task(), pod, err)
 	}
 	changed, err := m.mapPod(ctx, pod)
 	if err != nil {
-		return fmt.Errorf("map the hostPorts of %s: %w", pod, err)
+		return fmt.Errorf("%s %s: %w", pod.task(), pod, err)
+	}
+	if pod.Foreign {
+		return nil
 	}
 	if err := m.endFlows(ctx, flowChange{mappings: changed, pod: pod}); err != nil {
 		return fmt.Errorf("the hostPorts of %s are mapped, but older flows were not ended: %w", pod, err)
@@ -46,11 +51,12 @@ func (m *Manager) mapPod(ctx context.Context, pod Pod) ([]Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.warn(ctx, pod, needed)
-	next := &mapped{owner: ownerOf(pod), pod: pod, need: needed}
+	next := &mapped{owner: ownerOf(pod), pod: pod, full: needed}
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	next.need = m.yielding(needed)
+	m.warn(ctx, pod, next.need)
 	if !m.managing { // with trouble, a try may succeed
 		return nil, m.available()
 	}
@@ -67,7 +73,7 @@ func (m *Manager) mapPod(ctx context.Context, pod Pod) ([]Mapping, error) {
 	return changedMappings(old, next), nil
 }
 
-// Unmap takes the mappings of a sandbox away, in one transaction, and deletes the
+// Unmap takes away what a sandbox has in the table, in one transaction, and deletes the
 // UDP and SCTP flows that came through them, as Map does. A sandbox that has none is
 // no error. If the transaction fails the mappings are still the sandbox's, and Unmap
 // must be called again. route_localnet is switched off with the last pod that needs
@@ -83,8 +89,11 @@ func (m *Manager) Unmap(ctx context.Context, sandboxID string) error {
 	if old == nil {
 		return nil
 	}
+	if err == nil && old.pod.Foreign {
+		return nil
+	}
 	if err != nil {
-		return fmt.Errorf("unmap the hostPorts of %s: %w", old.owner, err)
+		return fmt.Errorf("undo: %s %s: %w", old.pod.task(), old.owner, err)
 	}
 	if err := m.endFlows(ctx, flowChange{old.pod.Mappings, old.pod, true}); err != nil {
 		return fmt.Errorf("the hostPorts of %s are unmapped, but their flows were not ended: %w", old.owner, err)
@@ -101,7 +110,7 @@ func (m *Manager) exchange(ctx context.Context, id string, next *mapped) error {
 	_, err := m.settle(ctx, m.interfacesOf(old, next), false)
 	if err != nil {
 		m.desired.set(id, old.needed())
-		raise(m.alarms, "a change of a pod's hostPorts failed")
+		raise(m.alarms, "a change of a pod failed")
 		return err
 	}
 	if m.stuck != nil {
@@ -132,8 +141,11 @@ func (p *mapped) needed() need {
 	return p.need
 }
 
-// factsAbout asks the kernel about the way to the pod.
+// factsAbout asks the kernel about the way to the pod, which matters to mappings.
 func (m *Manager) factsAbout(pod Pod) (known facts, err error) {
+	if len(pod.Mappings) == 0 {
+		return facts{}, nil
+	}
 	for i, f := range families() {
 		ip := f.addrOf(pod)
 		if !ip.IsValid() {

@@ -32,6 +32,9 @@ type need struct {
 // serve is an error.
 func needOf(pod Pod, known facts) (need, error) {
 	var n need
+	if pod.Foreign {
+		return n, nil
+	}
 	comment := commentOf(pod)
 	served := make([]bool, len(pod.Mappings))
 	for i, f := range families() {
@@ -51,11 +54,12 @@ func needOf(pod Pod, known facts) (need, error) {
 			pair := string(ip.AsSlice()) + string(ip.AsSlice())
 			n.shared = append(n.shared, kernel.Element{Key: kernel.Key{Set: f.hairpin, Bytes: pair}, Comment: comment})
 		}
-		if !isolated(known.kind) {
+		if !isolated(known.kind) && len(pod.Mappings) > 0 {
 			n.addPath(f, ip, pod.Mappings, known.paths[i])
 		}
 	}
-	if isolated(known.kind) {
+	n.addMasquerade(pod.Masquerade, comment)
+	if isolated(known.kind) && len(pod.Mappings) > 0 {
 		n.limits = []string{fmt.Sprintf("hostPorts cannot answer: the pod's interface is a %s, which the kernel does not "+
 			"connect with its own node; use a network with a bridge or veth for pods with hostPorts", known.kind)}
 	}

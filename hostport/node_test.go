@@ -2,6 +2,7 @@ package hostport
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -115,11 +116,11 @@ func (ns netns) serve(t testing.TB, name, network, address string) {
 		go func() {
 			buf := make([]byte, 100)
 			for {
-				_, from, err := l.ReadFrom(buf)
+				n, from, err := l.ReadFrom(buf)
 				if err != nil {
 					return
 				}
-				if _, err := l.WriteTo([]byte(name+" "+hostOf(from.String())), from); err != nil {
+				if _, err := l.WriteTo([]byte(name+" "+hostOf(from.String())+"\n"+string(buf[:n])), from); err != nil {
 					return
 				}
 			}
@@ -164,17 +165,25 @@ func (ns netns) call(network, address string) (string, error) {
 	return readLine(conn)
 }
 
-// ask sends a datagram and reads the answer.
+// ask sends a datagram and reads the answer to it. Answers to earlier ones, which
+// may come late, are passed over.
 func ask(conn net.Conn) (string, error) {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", err
 	}
-	if _, err := io.WriteString(conn, "?"); err != nil {
+	question := rand.Text()
+	if _, err := io.WriteString(conn, question); err != nil {
 		return "", err
 	}
-	buf := make([]byte, 100)
-	n, err := conn.Read(buf)
-	return string(buf[:n]), err
+	for buf := make([]byte, 100); ; {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return "", err
+		}
+		if answer, ok := strings.CutSuffix(string(buf[:n]), "\n"+question); ok {
+			return answer, nil
+		}
+	}
 }
 
 func readLine(r io.Reader) (string, error) {
@@ -191,10 +200,18 @@ func readLine(r io.Reader) (string, error) {
 	}
 }
 
-// expect calls until the answer is the wanted one; "" wants no answer at all.
+// answerTries is how often a call is made that should be answered: on a loaded
+// machine one may take longer than patience.
+const answerTries = 20
+
+// expect calls until there is an answer, which must be the wanted one; "" wants no
+// answer at all.
 func (ns netns) expect(t testing.TB, network, address, want string) {
 	t.Helper()
 	got, err := ns.call(network, address)
+	for tries := 1; want != "" && err != nil && tries < answerTries; tries++ {
+		got, err = ns.call(network, address)
+	}
 	switch {
 	case want == "" && err == nil:
 		t.Errorf("%s %s: got %q, want no answer", network, address, got)

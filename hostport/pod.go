@@ -15,9 +15,15 @@ type Pod struct {
 	// IPs are the pod's addresses; of each family the first one is mapped to.
 	IPs      []netip.Addr
 	Mappings []Mapping
+	// Masquerade are the pod's addresses, each with the length of its subnet, whose
+	// connections leave the subnet with an address of the node.
+	Masquerade []netip.Prefix
 	// NetNS is the path of the pod's network namespace. It may be empty: then it is
 	// not known whether the pod's interface keeps the node from reaching it.
 	NetNS string
+	// Foreign says that somebody else maps the ports, such as the plugin portmap.
+	// They are held against other pods, and the kernel is left alone.
+	Foreign bool
 }
 
 func (p Pod) identity() identity { return identity{p.Namespace, p.Name, p.UID} }
@@ -30,16 +36,24 @@ func (p Pod) String() string {
 	return fmt.Sprintf("pod %s/%s (sandbox %s)", p.Namespace, p.Name, p.SandboxID)
 }
 
+// task names in errors what is done for the pod.
+func (p Pod) task() string {
+	if len(p.Mappings) == 0 {
+		return "masquerade"
+	}
+	return "map the hostPorts of"
+}
+
 // family is an IP family and the names of its sets in the table.
 type family struct {
 	kernel.Family
-	ports, addrPorts, hairpin, protected string
+	ports, addrPorts, hairpin, protected, masquerade string
 }
 
 func families() [2]family {
 	return [2]family{
-		{kernel.IPv4(), "ports4", "addr_ports4", "hairpin4", "protected4"},
-		{kernel.IPv6(), "ports6", "addr_ports6", "hairpin6", "protected6"},
+		{kernel.IPv4(), "ports4", "addr_ports4", "hairpin4", "protected4", "masquerade4"},
+		{kernel.IPv6(), "ports6", "addr_ports6", "hairpin6", "protected6", "masquerade6"},
 	}
 }
 

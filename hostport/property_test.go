@@ -173,7 +173,7 @@ func followDesiredState(t *testing.T, random *rand.Rand) {
 		defer chance.Unlock()
 		chance.of = of
 	}
-	run(t, t.Context(), n.node, m)
+	stop := run(t, t.Context(), n.node, m)
 	setChance(0.1)
 	for range 150 {
 		pod := randomPod(t, random)
@@ -203,7 +203,8 @@ func followDesiredState(t *testing.T, random *rand.Rand) {
 	m.desired.set(needOfProtected, need{})
 	isEmpty(t, m)
 	m.mu.Unlock()
-	if err := m.Remove(t.Context()); err != nil {
+	stop() // it would put the table back
+	if err := newManagerFor(t, n.node, onDemand).Sync(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(before, n.node.run(t, "nft", "list", "ruleset")); diff != "" {
@@ -227,7 +228,9 @@ func interfere(t *testing.T, ns netns, random *rand.Rand) {
 		"flush ruleset", "delete table inet crinet", "flush map inet crinet ports4", "flush chain inet crinet guard",
 		"add element inet crinet ports4 { tcp . 3 : 10.9.9.9 . 9 }", "delete element inet crinet ports6 { udp . 4 }",
 		"add element inet crinet protected4 { 192.0.2.77 }", "flush set inet crinet route_localnet",
-		"add rule inet crinet hostports drop",
+		"add rule inet crinet hostports drop", "flush map inet crinet masquerade4", "delete element inet crinet masquerade6 { fd00:1::3 }",
+		"flush chain inet crinet outside_10.1.0.0/24", "add chain inet crinet outside_10.9.0.0/16", "add chain inet crinet stranger",
+		"add element inet crinet masquerade4 { 10.1.0.99 : accept }",
 	}
 	if random.IntN(4) == 0 {
 		ns.sysctl(t, "net/ipv4/conf/cni0/route_localnet", strconv.Itoa(random.IntN(2)))

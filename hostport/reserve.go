@@ -46,6 +46,9 @@ func (m *Manager) claim(o *owner) error {
 	if err := m.claims.check(o.mappings, func(*owner) bool { return false }); err != nil {
 		return err
 	}
+	if err := m.checkNodePorts(o.mappings); err != nil {
+		return err
+	}
 	m.claims.add(o)
 	m.inFlight[o] = struct{}{}
 	return nil

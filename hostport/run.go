@@ -56,6 +56,7 @@ func (m *Manager) Run(ctx context.Context) {
 				m.log.ErrorContext(ctx, "addresses of Services may be translated for now", "error", err)
 				raise(m.alarms, "a change of protected addresses failed")
 			}
+			timer.Reset(min(nodePortDelay, m.interval))
 			continue
 		case <-timer.C:
 		case alarm = <-m.alarms:

@@ -38,6 +38,16 @@ func (m *Manager) settle(ctx context.Context, interfaces []string, whole bool) (
 
 // commit carries out the transaction of settle.
 func (m *Manager) commit(ctx context.Context, whole bool) (changed string, err error) {
+	if m.onDemand && len(m.desired.elements) == 0 {
+		return "", m.drop()
+	}
+	if m.absent {
+		if err := m.host.Replace(slices.Collect(maps.Values(m.desired.elements))); err != nil {
+			return "", err
+		}
+		m.absent = false
+		return "", nil
+	}
 	var first error
 	if !whole {
 		u := m.desired.pending()
@@ -59,6 +69,19 @@ func (m *Manager) commit(ctx context.Context, whole bool) (changed string, err e
 		m.heal(ctx, fmt.Sprintf("%s; seen by a transaction that failed: %v", changed, first))
 	}
 	return changed, nil
+}
+
+// drop deletes the table, which nobody needs.
+func (m *Manager) drop() error {
+	if m.absent {
+		return nil
+	}
+	err := m.host.Drop()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		err = nil // the kernel has no nftables, and so no table
+	}
+	m.absent = err == nil
+	return err
 }
 
 // reconcile makes the table hold exactly the desired elements, in one transaction
@@ -108,6 +131,9 @@ func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err err
 		return false, nil
 	}
 	changed, err := m.settleAll(ctx)
+	if m.absent && m.lacking != nil {
+		m.lacking = m.tryTable() // a module may have been loaded
+	}
 	if err != nil || changed == "" {
 		return false, errors.Join(err, m.stuck)
 	}
@@ -119,15 +145,16 @@ func (m *Manager) check(ctx context.Context, alarm string) (healed bool, err err
 }
 
 func (m *Manager) settleAll(ctx context.Context) (changed string, err error) {
+	m.readNodePorts(ctx)
 	err = m.readProtected()
 	if err == nil {
 		changed, err = m.settle(ctx, m.allInterfaces(), true)
 	}
 	switch {
 	case err != nil && m.trouble == nil:
-		m.log.ErrorContext(ctx, "hostPorts cannot be mapped from now on", "error", err)
+		m.log.ErrorContext(ctx, "the table inet crinet cannot be kept: pods that need it for hostPorts or masquerade are refused for now", "error", err)
 	case err == nil && m.trouble != nil:
-		m.log.InfoContext(ctx, "hostPorts can be mapped")
+		m.log.InfoContext(ctx, "the table inet crinet can be kept again")
 	}
 	m.trouble = err
 	return changed, err
@@ -135,7 +162,7 @@ func (m *Manager) settleAll(ctx context.Context) (changed string, err error) {
 
 // heal tells that the table was put right.
 func (m *Manager) heal(ctx context.Context, reason string) {
-	m.log.WarnContext(ctx, "the hostPort table was changed by somebody else and has been put right", "reason", reason)
+	m.log.WarnContext(ctx, "the table inet crinet was changed by somebody else and has been put right", "reason", reason)
 	m.onHeal(reason)
 }
 

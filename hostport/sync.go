@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
 )
 
 // Sync makes the kernel equal to what the given pods need, in one transaction that
 // leaves alone what is right already: no mapping that stays is interrupted. It
 // replaces everything known so far but reservations in flight. It is called once
-// at start, and makes hostPorts available.
+// at start, and makes hostPorts available. Under [Config.OnDemand] and without pods it
+// deletes the table, and switches route_localnet off where an earlier run switched it
+// on.
 //
 // A pod that cannot be mapped, because its ports are another's or because it lacks
 // addresses, is left out and named in the error; the others are mapped. If the
@@ -20,7 +20,9 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("synchronize hostPorts: %w", err)
 	}
-	m.findLimits(ctx)
+	if !m.onDemand {
+		m.findLimits(ctx)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var wrong problems
@@ -28,6 +30,7 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 	if err := m.loadRecord(); err != nil {
 		wrong.add(err)
 	}
+	m.readNodePorts(ctx)
 	for _, pod := range pods {
 		if err := m.recall(ctx, pod); err != nil {
 			wrong.add(fmt.Errorf("%s: %w", pod, err))
@@ -37,15 +40,26 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 	if _, err := m.settleAll(ctx); err != nil {
 		wrong.add(err)
 	}
+	if m.absent {
+		m.lacking = m.tryTable()
+	}
 	if err := wrong.err(); err != nil {
 		return fmt.Errorf("synchronize hostPorts: %w", err)
 	}
 	return nil
 }
 
+// tryTable makes the table, so as to know whether there can be one, and deletes it.
+func (m *Manager) tryTable() error {
+	if err := m.host.Replace(nil); err != nil {
+		return err
+	}
+	return m.host.Drop()
+}
+
 // recall adds a pod to the desired state.
 func (m *Manager) recall(ctx context.Context, pod Pod) error {
-	if len(pod.Mappings) == 0 {
+	if len(pod.Mappings)+len(pod.Masquerade) == 0 {
 		return nil
 	}
 	if pod.SandboxID == "" || m.pods[pod.SandboxID] != nil {
@@ -60,56 +74,13 @@ func (m *Manager) recall(ctx context.Context, pod Pod) error {
 	if err != nil {
 		return err
 	}
-	m.warn(ctx, pod, needed)
-	next := &mapped{owner: ownerOf(pod), pod: pod, need: needed}
+	next := &mapped{owner: ownerOf(pod), pod: pod, full: needed, need: m.yielding(needed)}
+	m.warn(ctx, pod, next.need)
 	own := func(o *owner) bool { return o.sandbox == "" && o.identity == next.owner.identity }
 	if err := m.claims.check(pod.Mappings, own); err != nil {
 		return err
 	}
-	m.desired.set(pod.SandboxID, needed)
+	m.desired.set(pod.SandboxID, next.need)
 	m.adopt(next)
 	return nil
-}
-
-// Remove deletes the table and switches route_localnet off where crinet switched it
-// on, in this run or an earlier one: for a start in a mode in which this package
-// maps nothing. Without a table, or on a kernel that cannot have one, there is
-// nothing to do.
-func (m *Manager) Remove(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("remove the hostPort table: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	err := m.remove(ctx)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		err = nil // the kernel has no nftables, and so no table
-	}
-	if err != nil {
-		return fmt.Errorf("remove the hostPort table: %w", err)
-	}
-	m.managing = false
-	m.trouble = errors.New("the table was removed")
-	return nil
-}
-
-func (m *Manager) remove(ctx context.Context) error {
-	if !m.managing {
-		if err := m.loadRecord(); err != nil {
-			return err
-		}
-	}
-	m.forget()
-	// The rule that guards the interfaces goes last.
-	if _, err := m.beginLocalnet(ctx, m.allInterfaces()); err != nil {
-		return err
-	}
-	if len(m.recorded) > 0 {
-		return fmt.Errorf("route_localnet cannot be switched off on %v", m.allInterfaces())
-	}
-	if err := m.host.Drop(); err != nil {
-		return err
-	}
-	m.desired.settled()
-	return m.saveRecord()
 }

@@ -29,6 +29,7 @@ const (
 func newLayout() *kernel.Layout {
 	l := kernel.NewLayout(tableName)
 	addSets(l)
+	l.Branch(branchOutside, outsideRules)
 	l.BaseChain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityGuard)
 	l.BaseChain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityDstNAT)
 	l.BaseChain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, priorityDstNAT)
@@ -61,6 +62,9 @@ func newLayout() *kernel.Layout {
 		kernel.Translated(), l.InterfacesInSet(setSameLink), kernel.Masquerade())
 	l.Rule("postrouting", "127.0.0.0/8 cannot leave the node",
 		kernel.Translated(), kernel.OutputNot("lo"), v4.SourceIn(v4.Loopback), kernel.Masquerade())
+	for _, f := range families() {
+		l.Rule("postrouting", "", f.SourceVerdict(l, f.masquerade))
+	}
 	return l
 }
 
@@ -76,6 +80,7 @@ func addSets(l *kernel.Layout) {
 		l.Map(f.addrPorts, append([]nftables.SetDatatype{addr}, service...), target)
 		l.Set(f.hairpin, "", addr, addr)
 		l.Set(f.protected, "", addr)
+		l.VerdictMap(f.masquerade, addr)
 	}
 	l.Set(setRouteLocalnet, "", nftables.TypeIFName)
 	l.Set(setSameLink, "", nftables.TypeIFName, nftables.TypeIFName)

@@ -103,7 +103,9 @@ func TestTableIsAsDocumented(t *testing.T) {
 	n.node.address(t, kubeIPVS, "10.96.0.1/32", "fd00:96::1/128")
 	web := n.addPod(t, "web", 2)
 	m := newManager(t, n.node)
-	mustMap(t, m, web.pod(t, "tcp 80:8080", "udp 127.0.0.1 53:5353", "tcp 2001:db8:1::1 443:8443"))
+	pod := web.pod(t, "tcp 80:8080", "udp 127.0.0.1 53:5353", "tcp 2001:db8:1::1 443:8443")
+	pod.Masquerade = subnets(pod.IPs, 24, 64)
+	mustMap(t, m, pod)
 	if diff := cmp.Diff(documentedTable(t), listTable(t, n.node)); diff != "" {
 		t.Errorf("the table differs from the package comment (-documented +kernel):\n%s", diff)
 	}

@@ -42,6 +42,7 @@ func TestWrongFlags(t *testing.T) {
 		"--cni-timeout=-1m",
 		"--cni-timeout=soon",
 		"--cni-gc-interval=-1s",
+		"--cni-failed-adds-not-ready=-1",
 		"--cni-max-chains=-1",
 		"--shutdown-grace=-1s",
 		"--metrics-bind-address=9100",

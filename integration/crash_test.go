@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,9 +53,17 @@ func TestKilledAtFailPoint(t *testing.T) {
 		t.Skip("the binaries that CRINET_TEST_BIN names have no fail points")
 	}
 	t.Parallel()
-	t.Run("ADD", func(t *testing.T) {
+	killedAt(t, "", "built in")
+	killedAt(t, " executed", "executed", "--builtin-plugins=off")
+}
+
+// killedAt does so with a bridge that is run in one way, as crinetctl status says it.
+func killedAt(t *testing.T, name, how string, flags ...string) {
+	t.Helper()
+	t.Run("ADD"+name, func(t *testing.T) {
 		t.Parallel()
-		n, client := newRecordedNode(t)
+		n, client := newRecordedNode(t, flags...)
+		n.saysHow("bridge", how)
 		n.seesTraces(client)
 		for _, point := range addPoints {
 			n.arm(point)
@@ -62,12 +71,12 @@ func TestKilledAtFailPoint(t *testing.T) {
 			if err == nil && !strings.HasPrefix(point, "journal steps") {
 				t.Errorf("%s: pod %s came up although crinetd died", point, pod.ID)
 			}
-			n.recoverFrom(point, client)
+			n.recoverFrom(point, client, flags...)
 		}
 	})
-	t.Run("DEL", func(t *testing.T) {
+	t.Run("DEL"+name, func(t *testing.T) {
 		t.Parallel()
-		n, client := newRecordedNode(t)
+		n, client := newRecordedNode(t, flags...)
 		for _, point := range append(delPoints, failedDelPoints...) {
 			pod, err := client.RunPod(n.ctx, n.portPod("down"))
 			if err != nil {
@@ -82,7 +91,7 @@ func TestKilledAtFailPoint(t *testing.T) {
 				t.Errorf("%s: the pod's removal succeeded although crinetd died", point)
 			}
 			n.setRules()
-			n.recoverFrom(point, client)
+			n.recoverFrom(point, client, flags...)
 		}
 	})
 }
@@ -107,14 +116,14 @@ func (n *testNode) arm(point string) {
 
 // recoverFrom sees that crinetd has died at the point, starts it again, removes
 // what the runtime has, and looks for what is left.
-func (n *testNode) recoverFrom(point string, client *node.Client) {
+func (n *testNode) recoverFrom(point string, client *node.Client, flags ...string) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
 	defer cancel()
 	if err := n.AwaitCrinetdEnd(ctx); err != nil {
 		n.t.Fatalf("%s was never reached: %v", point, err)
 	}
-	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.ok(n.StartCrinetd(n.ctx, append(slices.Clone(cniFlags), flags...)...))
 	n.awaitNetwork(client, true)
 	began := time.Now()
 	n.removeAll(client)

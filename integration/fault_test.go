@@ -35,12 +35,7 @@ func TestHungPluginHoldsUpNobody(t *testing.T) {
 	client := n.startRecorded("--cni-timeout=150s")
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
 	hungCtx, giveUp := context.WithCancel(n.ctx)
-	hung := make(chan error, 1)
-	go func() {
-		_, err := client.RunPod(hungCtx, n.PodConfig("hung"))
-		hung <- err
-	}()
-	n.awaitCall("ADD", "hung")
+	hung := n.startPod(hungCtx, client, "hung")
 
 	watchCtx, stop := context.WithCancel(n.ctx)
 	answers := make(chan []time.Duration, 1)
@@ -96,12 +91,7 @@ func TestHungAddWithOneLane(t *testing.T) {
 	first := n.runPod(client, "first")
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
 	hungCtx, giveUp := context.WithCancel(n.ctx)
-	hung := make(chan error, 1)
-	go func() {
-		_, err := client.RunPod(hungCtx, n.PodConfig("hung"))
-		hung <- err
-	}()
-	n.awaitCall("ADD", "hung")
+	hung := n.startPod(hungCtx, client, "hung")
 	began := time.Now()
 	n.ok(first.StopAndRemove(n.ctx))
 	if took := time.Since(began); took > 8*time.Second {
@@ -132,12 +122,7 @@ func TestStatusWhileContainerdIsLocked(t *testing.T) {
 	client := n.startRecorded()
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
 	hungCtx, giveUp := context.WithCancel(n.ctx)
-	hung := make(chan error, 1)
-	go func() {
-		_, err := client.RunPod(hungCtx, n.PodConfig("hung"))
-		hung <- err
-	}()
-	n.awaitCall("ADD", "hung")
+	hung := n.startPod(hungCtx, client, "hung")
 	n.ok(n.WriteConf("05-other.conflist", otherBridge))
 	n.awaitSelection("other")
 	direct, cancel := context.WithTimeout(n.ctx, slowest)
@@ -170,6 +155,19 @@ func statusTimes(ctx context.Context, client *node.Client) (times []time.Duratio
 		time.Sleep(5 * time.Millisecond)
 	}
 	return times
+}
+
+// startPod begins to run a pod and returns when the plugin has been called for it.
+// The channel gets RunPod's outcome.
+func (n *testNode) startPod(ctx context.Context, client *node.Client, name string) <-chan error {
+	n.t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		_, err := client.RunPod(ctx, n.PodConfig(name))
+		done <- err
+	}()
+	n.awaitCall("ADD", name)
+	return done
 }
 
 // awaitCall waits until the plugin was called for a pod.
@@ -309,12 +307,7 @@ func TestContainerdKilledInTheMiddle(t *testing.T) {
 	for _, socket := range []string{node.CrinetdSocket, node.ContainerdSocket} {
 		name := "through-" + strings.Split(socket, "/")[2]
 		n.setRules(script.Rule{Verb: "ADD", Pod: name, Do: script.Late, Delay: 700 * time.Millisecond})
-		failed := make(chan error, 1)
-		go func() {
-			_, err := n.client(socket).RunPod(n.ctx, n.PodConfig(name))
-			failed <- err
-		}()
-		n.awaitCall("ADD", name)
+		failed := n.startPod(n.ctx, n.client(socket), name)
 		n.ok(n.KillContainerd())
 		if err := <-failed; err == nil {
 			t.Errorf("%s: the pod came up although containerd died", name)
@@ -364,12 +357,7 @@ func TestOrphanedPluginIsEnded(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
 	n.setRules(script.Rule{Verb: "ADD", Pod: "orphan", Do: script.Hang})
-	failed := make(chan error, 1)
-	go func() {
-		_, err := client.RunPod(n.ctx, n.PodConfig("orphan"))
-		failed <- err
-	}()
-	n.awaitCall("ADD", "orphan")
+	failed := n.startPod(n.ctx, client, "orphan")
 	n.ok(n.KillCrinetd())
 	if err := <-failed; err == nil {
 		t.Error("the pod came up although crinetd died")
@@ -387,16 +375,7 @@ func TestShutdown(t *testing.T) {
 	const grace = time.Second
 	n, client := newRecordedNode(t)
 	n.setRules(script.Rule{Verb: "ADD", Pod: "slow", Do: script.Late, Delay: 1500 * time.Millisecond})
-	run := func(name string) chan error {
-		done := make(chan error, 1)
-		go func() {
-			_, err := client.RunPod(n.ctx, n.PodConfig(name))
-			done <- err
-		}()
-		n.awaitCall("ADD", name)
-		return done
-	}
-	slow := run("slow")
+	slow := n.startPod(n.ctx, client, "slow")
 	n.ok(n.StopCrinetd())
 	if err := <-slow; err != nil {
 		t.Errorf("a pod that came up within the grace was cut off: %v", err)
@@ -404,7 +383,7 @@ func TestShutdown(t *testing.T) {
 	n.ok(n.StartCrinetd(n.ctx, append([]string{"--shutdown-grace=" + grace.String()}, cniFlags...)...))
 	n.awaitNetwork(client, true)
 	n.setRules(script.Rule{Verb: "ADD", Pod: "hung", Do: script.Hang})
-	hung := run("hung")
+	hung := n.startPod(n.ctx, client, "hung")
 	began := time.Now()
 	n.ok(n.StopCrinetd())
 	t.Logf("crinetd ended %v after SIGTERM, with a grace of %v and a plugin that hangs", time.Since(began).Round(time.Millisecond), grace)

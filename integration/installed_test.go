@@ -80,28 +80,29 @@ func TestRuntimeReadsAnotherConfDir(t *testing.T) {
 // containerd it is, and only a shared one is worth a note.
 func TestRuntimeIsAsked(t *testing.T) {
 	t.Parallel()
-	for name, options := range map[string]node.Options{
-		"own":         {RuntimeConfDir: ownConfDir},
-		"shared":      {RuntimeConfDir: node.ConfDir},
-		"own, old":    {RuntimeConfDir: ownConfDir, DebianContainerd: true},
-		"shared, old": {RuntimeConfDir: node.ConfDir, DebianContainerd: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			n := newNodeOf(t, options)
-			n.ok(n.WriteConf("10-mynet.conf", seedBridge))
-			n.ok(n.StartContainerd(n.ctx))
-			n.ok(n.StartCrinetd(n.ctx, cniFlags...))
-			client := n.client(node.CrinetdSocket)
-			n.awaitNetwork(client, true)
-			s := n.status()
-			t.Logf("%s %s, loaded: %q", s.Runtime.Name, s.Runtime.Version, s.Runtime.Loaded)
-			if shared := options.RuntimeConfDir == node.ConfDir; strings.Contains(s.Notice, "shares "+node.ConfDir) != shared {
-				t.Errorf("crinetctl status notes %q, want the shared conf dir there: %t", s.Notice, shared)
-			}
-			n.worksAgain(client, "asked")
-		})
+	for _, containerd := range node.Containerds() {
+		for name, confDir := range map[string]string{"own": ownConfDir, "shared": node.ConfDir} {
+			t.Run(containerd.String()+" "+name, func(t *testing.T) {
+				t.Parallel()
+				runtimeIsAsked(t, node.Options{Containerd: containerd, RuntimeConfDir: confDir})
+			})
+		}
 	}
+}
+
+func runtimeIsAsked(t *testing.T, options node.Options) {
+	n := newNodeOf(t, options)
+	n.ok(n.WriteConf("10-mynet.conf", seedBridge))
+	n.ok(n.StartContainerd(n.ctx))
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	client := n.client(node.CrinetdSocket)
+	n.awaitNetwork(client, true)
+	s := n.status()
+	t.Logf("%s %s, loaded: %q", s.Runtime.Name, s.Runtime.Version, s.Runtime.Loaded)
+	if shared := options.RuntimeConfDir == node.ConfDir; strings.Contains(s.Notice, "shares "+node.ConfDir) != shared {
+		t.Errorf("crinetctl status notes %q, want the shared conf dir there: %t", s.Notice, shared)
+	}
+	n.worksAgain(client, "asked")
 }
 
 // Review row A1: containerd has loaded a file that sorts before crinet's.
@@ -133,34 +134,29 @@ func TestLoopbackMissing(t *testing.T) {
 // lost its watch of the directory, and the message says that it must be restarted.
 func TestConfDirRemovedAndMadeAgain(t *testing.T) {
 	t.Parallel()
-	t.Run("supervised", func(t *testing.T) {
-		t.Parallel()
-		n, client := startInstalled(t, node.Options{Supervise: true})
-		n.awaitNetwork(client, true)
-		stays := n.runPod(client, "stays")
-		n.sh("rm -r %s", ownConfDir)
-		n.eventually("containerd ended and started again", func() bool {
-			log, err := n.Log("containerd")
-			n.ok(err)
-			return strings.Count(log, "starting containerd") == 2
+	for _, containerd := range node.Containerds() {
+		t.Run(containerd.String(), func(t *testing.T) {
+			t.Parallel()
+			n, client := startInstalled(t, node.Options{Containerd: containerd, Supervise: true})
+			n.awaitNetwork(client, true)
+			stays := n.runPod(client, "stays")
+			n.sh("rm -r %s", ownConfDir)
+			if containerd == node.Containerd24 {
+				n.eventually("containerd ended and started again", func() bool {
+					log, err := n.Log("containerd")
+					n.ok(err)
+					return strings.Count(log, "starting containerd") == 2
+				})
+				n.sh("test -e %s/%s", ownConfDir, crinetConf)
+			} else {
+				n.notReady(client, ownConfDir)
+				n.eventually("crinet's file is there again", func() bool { return n.do("test", "-e", ownConfDir+"/"+crinetConf) == nil })
+				n.ok(n.StopContainerd())
+				n.ok(n.StartContainerd(n.ctx))
+			}
+			n.awaitNetwork(client, true)
+			n.ok(stays.StopAndRemove(n.ctx))
+			n.worksAgain(client, "after")
 		})
-		n.sh("test -e %s/%s", ownConfDir, crinetConf)
-		n.awaitNetwork(client, true)
-		n.ok(stays.StopAndRemove(n.ctx))
-		n.worksAgain(client, "after")
-	})
-	t.Run("old", func(t *testing.T) {
-		t.Parallel()
-		n, client := startInstalled(t, node.Options{DebianContainerd: true})
-		n.awaitNetwork(client, true)
-		stays := n.runPod(client, "stays")
-		n.sh("rm -r %s", ownConfDir)
-		n.notReady(client, ownConfDir)
-		n.sh("test -e %s/%s", ownConfDir, crinetConf)
-		n.ok(n.StopContainerd())
-		n.ok(n.StartContainerd(n.ctx))
-		n.awaitNetwork(client, true)
-		n.ok(stays.StopAndRemove(n.ctx))
-		n.worksAgain(client, "after")
-	})
+	}
 }

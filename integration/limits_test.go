@@ -148,34 +148,3 @@ func TestStatusWhileContainerdHangs(t *testing.T) {
 	}
 	n.worksAgain(client, "after")
 }
-
-// statusAnswer is one answer to Status.
-type statusAnswer struct {
-	began   time.Time
-	took    time.Duration
-	ready   bool // RuntimeReady
-	message string
-	err     error
-}
-
-// askAsKubelet asks for Status every 100 ms until ctx ends.
-func askAsKubelet(ctx context.Context, client *node.Client) (answers []statusAnswer) {
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return answers
-		case <-ticker.C:
-		}
-		a := statusAnswer{began: time.Now()}
-		resp, err := client.Runtime.Status(context.WithoutCancel(ctx), &runtimeapi.StatusRequest{})
-		a.took, a.err = time.Since(a.began), err
-		for _, c := range resp.GetStatus().GetConditions() {
-			if c.GetType() == runtimeapi.RuntimeReady {
-				a.ready, a.message = c.GetStatus(), c.GetMessage()
-			}
-		}
-		answers = append(answers, a)
-	}
-}

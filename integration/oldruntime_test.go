@@ -6,11 +6,20 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// A pod's whole life on Debian's containerd (1.6 on Debian 12): its network, its
+// A pod's whole life on each containerd (1.6 is Debian 12's): its network, its
 // hostPorts, restarts of both daemons, its removal through either socket.
 func TestPodsOnOldContainerd(t *testing.T) {
 	t.Parallel()
-	n := newNodeOf(t, node.Options{DebianContainerd: true})
+	for _, containerd := range node.Containerds() {
+		t.Run(containerd.String(), func(t *testing.T) {
+			t.Parallel()
+			podsOnContainerd(t, containerd)
+		})
+	}
+}
+
+func podsOnContainerd(t *testing.T, containerd node.Containerd) {
+	n := newNodeOf(t, node.Options{Containerd: containerd})
 	n.ok(n.WriteConf("10-dual.conflist", dualBridge))
 	n.ok(n.StartContainerd(n.ctx))
 	n.ok(n.StartCrinetd(n.ctx, cniFlags...))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,10 +16,25 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// A pod on the seed's bridge has all that a pod needs, and leaves nothing.
+// A pod on the seed's bridge has all that a pod needs, and leaves nothing, whether
+// crinetd runs the plugins itself or their binaries: the same servers see it under the
+// same addresses.
 func TestPodOnSeedBridge(t *testing.T) {
 	t.Parallel()
-	n, client := newSeedNode(t)
+	for how, flags := range map[string][]string{"built in": nil, "executed": {"--builtin-plugins=off"}} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			n, client := newNodeWith(t, "10-mynet.conf", seedBridge, append(slices.Clone(cniFlags), flags...)...)
+			n.awaitNetwork(client, true)
+			n.saysHow("bridge", how)
+			n.hasAllThatAPodNeeds(client)
+		})
+	}
+}
+
+func (n *testNode) hasAllThatAPodNeeds(client *node.Client) {
+	t := n.t
+	t.Helper()
 	first, second := n.runPod(client, "first"), n.runPod(client, "second")
 	addr := n.inspectedAddress(first)
 	if !netip.MustParsePrefix(seedSubnet).Contains(addr) {

@@ -87,6 +87,7 @@ func TestStormOfEdits(t *testing.T) {
 	const edits, workers = 1000, 3
 	n, client := newNodeWith(t, "10-storm.conflist", stormNetwork(1300), cniFlags...)
 	n.awaitNetwork(client, true)
+	defer n.likeKubelet(client)()
 	scans := n.status().Watch.Scans
 	over, stop := context.WithCancel(n.ctx)
 	defer stop()
@@ -181,6 +182,7 @@ func TestNetworkChangesUnderPods(t *testing.T) {
 	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
+	defer n.likeKubelet(client)()
 	old := make([]*node.Pod, pods)
 	n.each(pods, 4, func(i int) (err error) {
 		old[i], err = client.RunPod(n.ctx, n.PodConfig(fmt.Sprintf("old-%d", i)))
@@ -238,6 +240,7 @@ func (n *testNode) each(count, atATime int, do func(i int) error) {
 func TestNetworkIsTakenAwayOnlyOnPurpose(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
+	defer n.likeKubelet(client)()
 	for what, text := range map[string]string{
 		"empty": "", "half written": seedBridge[:len(seedBridge)/2], "garbage": "\x00\x01", "without a plugin": `{"name":"mynet"}`,
 	} {

@@ -105,7 +105,7 @@ func TestFullDisk(t *testing.T) {
 			up = append(up, pod)
 		}
 	}
-	if refused == nil || !strings.Contains(refused.Error(), "no space left on device") || !strings.Contains(refused.Error(), journalFile) {
+	if refused == nil || !strings.Contains(refused.Error(), "no space left on device") || !strings.Contains(refused.Error(), stateDir) {
 		t.Errorf("after %d pods, a pod that cannot be journalled is answered with %v, want the reason and the file", len(up), refused)
 	}
 	t.Logf("%d pods were journalled in the room that the file had, then: %v", len(up), refused)
@@ -275,7 +275,7 @@ func TestGarbageCollection(t *testing.T) {
 	n, client := newRecordedNode(t)
 	stale, stays := n.runPod(client, "stale"), n.runPod(client, "stays")
 	// The journal forgets one pod, and the cache does not.
-	n.ok(n.KillCrinetd())
+	n.ok(n.StopCrinetd())
 	n.ok(n.WriteConf("05-new.conflist", strings.NewReplacer("recorded", "collected", "10.20.", "10.22.", `"1.0.0"`, `"1.1.0"`).Replace(recordedBridge)))
 	n.forgetRecord(stale.ID)
 	cacheEntry := n.sh("cat /var/lib/crinet/cni/results/recorded-%s-eth0", stale.ID)

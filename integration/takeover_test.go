@@ -90,6 +90,7 @@ func TestTakeOver(t *testing.T) {
 	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
+	unhurried := n.likeKubelet(client)
 	n.eventually("all pods are adopted", func() bool {
 		all, err := n.admin().Pods(n.ctx)
 		n.ok(err)
@@ -101,6 +102,14 @@ func TestTakeOver(t *testing.T) {
 		}
 		return adopted == takeoverPods
 	})
+	// Their ports are theirs, by portmap's rules.
+	n.refused(client, n.withPorts("rival", bothPorts("", 9000)...), "default/"+pods[0].Config.GetMetadata().GetName())
+	unhurried()
+	n.ok(n.KillCrinetd())
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.awaitNetwork(client, true)
+	unhurried = n.likeKubelet(client)
+	n.refused(client, n.withPorts("rival", bothPorts("", 9000)...), "default/"+pods[0].Config.GetMetadata().GetName())
 	// Another network is what new pods get; the old ones leave by their own.
 	n.ok(n.replaceConf("10-portmapped.conflist", dualBridge))
 	n.awaitLive("another network", "dual", cleanTimeout)
@@ -114,6 +123,7 @@ func TestTakeOver(t *testing.T) {
 			t.Errorf("portmap's rules for pod %d are left:\n%s", i, rules)
 		}
 	}
+	unhurried()
 	// The port is free for a pod that crinetd maps.
 	again := n.servePod(client, "again", bothPorts("", 9000)...)
 	n.answers(n.Outside, node.NodeIPv4, 9000, "again")

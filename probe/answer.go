@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,6 +23,7 @@ const (
 // answer is what a file said when it was asked for its versions.
 type answer struct {
 	versions  []string
+	about     string // see Plugin.About
 	reason    string // why there are none; reads on from the plugin's path
 	transient bool   // the reason may pass without a change of the file
 }
@@ -44,7 +46,11 @@ func (p *Prober) ask(ctx context.Context, path string) answer {
 	if err != nil {
 		return answer{reason: fmt.Sprintf("is no CNI plugin: its answer to VERSION %v", err)}
 	}
-	return answer{versions: versions}
+	a := answer{versions: versions}
+	if slices.Contains(p.about, filepath.Base(path)) {
+		a.about = p.askAbout(ctx, path)
+	}
+	return a
 }
 
 // judge makes an answer of an error of exec. What the program itself did is

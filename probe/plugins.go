@@ -19,6 +19,9 @@ type Plugin struct {
 	// Versions are the versions of the CNI specification that it reports, in
 	// its order. Empty if Reason is not.
 	Versions []string
+	// About is what the file says of itself, one line, if Config.About asks for it
+	// and it tells; a reference plugin's says its name and version.
+	About string
 	// Reason says why the file cannot be used as a plugin; empty for a plugin.
 	Reason string
 	// Doubt says why an earlier answer is used for Versions; empty if the file's

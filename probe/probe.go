@@ -26,6 +26,8 @@ type Config struct {
 	Timeout time.Duration
 	// Parallel is how many files are asked at a time; 0 means 4.
 	Parallel int
+	// About are the names of plugins that are asked for [Plugin.About] as well.
+	About []string
 }
 
 // runner executes a binary; [pluginexec.Exec] is one.
@@ -36,6 +38,7 @@ type runner interface {
 // Prober probes a list of bin dirs. It is safe for concurrent use.
 type Prober struct {
 	dirs     []string
+	about    []string      // Config.About
 	timeout  time.Duration // the limit of exec
 	exec     runner
 	places   chan struct{} // one for each file that is being asked
@@ -56,6 +59,7 @@ func New(dirs []string, cfg Config) *Prober {
 	}
 	return &Prober{
 		dirs:    slices.Clone(dirs),
+		about:   slices.Clone(cfg.About),
 		timeout: cfg.Timeout,
 		exec: pluginexec.New(pluginexec.Config{
 			Timeout: cfg.Timeout, MaxStdout: maxAnswer, MaxStderr: 4 << 10, Retry: startRetry,

@@ -118,6 +118,8 @@ func (q *question) fill(pl *Plugin) {
 	case q.last == nil && q.versions == nil:
 		pl.Reason = "has not answered VERSION yet"
 	case q.last == nil:
+	case q.last.reason == "":
+		pl.About = q.last.about
 	case q.last.transient && q.versions != nil:
 		pl.Doubt = "its last good answer is used: it " + q.last.reason
 	default:

@@ -66,6 +66,24 @@ func (s *source) Forget(_ context.Context, what admin.Forget) ([]admin.Pod, erro
 	return s.pods[1:], s.err
 }
 
+func (s *source) Try(context.Context) (admin.Trial, error) {
+	return admin.Trial{Network: "mynet", Addresses: []string{"10.10.0.9/16"}, Add: .1, Del: .2}, s.err
+}
+
+// A trial's outcome comes through admin.sock, and so does its failure.
+func TestTrial(t *testing.T) {
+	s := full()
+	client := admin.NewClient(filepath.Join(serve(t, s), "admin.sock"))
+	want, _ := s.Try(t.Context())
+	if trial, err := client.Try(t.Context()); err != nil || !cmp.Equal(trial, want) {
+		t.Errorf("the trial shows %+v, %v", trial, err)
+	}
+	s.err = errors.New("network mynet: no subnet.env")
+	if _, err := client.Try(t.Context()); err == nil || !strings.Contains(err.Error(), "no subnet.env") {
+		t.Errorf("a trial that fails = %v", err)
+	}
+}
+
 // serve serves a source as crinetd does, and returns its --run-dir.
 func serve(t *testing.T, s *source) (runDir string) {
 	t.Helper()
@@ -101,6 +119,7 @@ func full() *source {
 		status: admin.Status{
 			Version: "v1.2.3", Plugin: "cni", Ready: true, Network: "mynet", NetworkFile: "/etc/cni/net.d/10-mynet.conf",
 			Selected: "the first usable network in /etc/cni/net.d", NetworkStatus: "good",
+			NetworkPlugins: []admin.NetworkPlugin{{Type: "bridge", Builtin: true}, {Type: "portmap", Why: "crinetd has no such plugin"}},
 			DHCPDaemons: []admin.DHCPDaemon{
 				{Socket: "/run/cni/dhcp.sock", PID: 42, Own: true, Starts: 2}, {Socket: "/run/a", PID: 1}, {Socket: "/run/b", Reason: "cannot be started: no such file"},
 			},
@@ -234,6 +253,34 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%q: %v is no error of usage, and exits with 1", tt.args, err)
 		}
 		golden(t, tt.golden, out.String())
+	}
+}
+
+// With bin dirs validate says what crinetd would: plugins that are missing, and
+// warnings. A network that leads back to crinet is none in any case.
+func TestValidateWithPlugins(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	plugin := "#!/bin/sh\necho '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}'\n"
+	if err := os.WriteFile(filepath.Join(dir, "azure-vnet"), []byte(plugin), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const conf = "testdata/conf/"
+	for _, tt := range []struct {
+		args   []string
+		want   string
+		usable bool
+	}{
+		{[]string{conf + "azure.conflist"}, "azure-vnet", true},
+		{[]string{conf + "azure.conflist", "--cni-bin-dir", dir}, "IPAM plugin azure-cns is no executable in " + dir, true},
+		{[]string{conf + "ranges.conflist", "--cni-bin-dir", dir + ",/nonexistent"}, "plugin bridge is not in " + dir + ", /nonexistent", false},
+		{[]string{conf + "loop.conflist"}, "leads back to crinet", false},
+	} {
+		var out strings.Builder
+		err := run(t.Context(), append([]string{"validate"}, tt.args...), &out)
+		if (err == nil) != tt.usable || !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%q: %v, want usable: %t, and %q in\n%s", tt.args, err, tt.usable, tt.want, out.String())
+		}
 	}
 }
 

@@ -39,6 +39,9 @@ func printStatus(o *options, s admin.Status) error {
 		w.row("Network:", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
 		w.row("Selected as:", s.Selected)
 	}
+	for _, p := range s.NetworkPlugins {
+		w.row("Plugin:", networkPlugin(p))
+	}
 	if s.NetworkStatus != "" {
 		w.row("STATUS:", s.NetworkStatus)
 	}
@@ -88,6 +91,14 @@ func printStatus(o *options, s admin.Status) error {
 		}
 	}
 	return w.Flush()
+}
+
+// networkPlugin says how a plugin is run, and why not inside crinetd.
+func networkPlugin(p admin.NetworkPlugin) string {
+	if p.Builtin {
+		return p.Type + ", built in"
+	}
+	return fmt.Sprintf("%s, executed: %s", p.Type, p.Why)
 }
 
 // runtimeLine describes the container runtime in one line.

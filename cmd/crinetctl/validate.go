@@ -1,26 +1,33 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/probe"
 )
+
+// probeTime bounds the wait for plugins to tell their versions.
+const probeTime = 10 * time.Second
 
 // validation is the result for one file.
 type validation struct {
 	File  string `json:"file"`
 	Valid bool   `json:"valid"`
-	// The fields from here to NeedsPodCIDR describe a valid file.
+	// The fields from here to Warnings describe a valid file.
 	Network      string   `json:"network,omitempty"`
 	CNIVersions  []string `json:"cniVersions,omitempty"`
 	Plugins      []string `json:"plugins,omitempty"`
 	Capabilities []string `json:"capabilities,omitempty"`
 	NeedsPodCIDR bool     `json:"needsPodCIDR,omitempty"`
+	Warnings     []string `json:"warnings,omitempty"`
 	// BrokenFile, Line, Col and Reason say what is wrong, and where: File itself
 	// or a file in the network's folder.
 	BrokenFile string `json:"brokenFile,omitempty"`
@@ -31,32 +38,38 @@ type validation struct {
 
 // newValidate makes the command validate, which needs no daemon.
 func newValidate(o *options) *cobra.Command {
-	return &cobra.Command{
+	binDir := ""
+	c := &cobra.Command{
 		Use:   "validate FILE...",
-		Short: "Say whether CNI network configurations are valid; needs no crinetd; exit code 1 if one is not",
+		Short: "Say whether CNI network configurations can be used; needs no crinetd; exit code 1 if one cannot",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError{errors.New("validate: which FILE?")}
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return validate(o, args) },
+		RunE: func(c *cobra.Command, args []string) error { return validate(c.Context(), o, binDir, args) },
 	}
+	c.Flags().StringVar(&binDir, "cni-bin-dir", "", "look too whether the plugins are there, in these directories, separated by commas")
+	return c
 }
 
 // validate checks files. It returns an error if one is not valid.
-func validate(o *options, files []string) error {
+func validate(ctx context.Context, o *options, binDir string, files []string) error {
+	look, stop := plugins(ctx, binDir)
+	defer stop()
 	var all []validation
 	bad := 0
 	for _, file := range files {
 		v := validation{File: file}
-		valid, problem := config.ValidateFile(file)
+		valid, problem := config.ValidateFile(file, look)
 		if problem != nil {
 			bad++
 			v.BrokenFile, v.Line, v.Col, v.Reason = problem.File, problem.Line, problem.Col, problem.Reason
 		} else {
 			v.Valid, v.Network, v.CNIVersions, v.Plugins = true, valid.Network, valid.CNIVersions, valid.Plugins
 			v.Capabilities, v.NeedsPodCIDR = valid.Capabilities, valid.NeedsPodCIDR
+			v.Warnings = valid.Warnings
 		}
 		all = append(all, v)
 	}
@@ -69,6 +82,16 @@ func validate(o *options, files []string) error {
 	return nil
 }
 
+// plugins returns what looks at plugins in directories that are separated by commas,
+// nil if there are none. stop ends what it runs.
+func plugins(ctx context.Context, binDirs string) (look func(types []string) (*probe.Plugins, error), stop func()) {
+	if binDirs == "" {
+		return nil, func() {}
+	}
+	prober := probe.New(strings.Split(binDirs, ","), probe.Config{})
+	return func(types []string) (*probe.Plugins, error) { return prober.Probe(ctx, types, probeTime) }, prober.Stop
+}
+
 func printValidations(stdout io.Writer, all []validation) error {
 	var good, bad []string
 	for _, v := range all {
@@ -76,12 +99,12 @@ func printValidations(stdout io.Writer, all []validation) error {
 			bad = append(bad, place(v.BrokenFile, v.Line, v.Col)+": "+v.Reason)
 			continue
 		}
-		note := ""
+		notes := v.Warnings
 		if v.NeedsPodCIDR {
-			note = "needs the node's pod CIDR"
+			notes = append([]string{"needs the node's pod CIDR"}, notes...)
 		}
 		good = append(good, strings.Join([]string{v.File, v.Network, strings.Join(v.CNIVersions, ","),
-			strings.Join(v.Plugins, ","), orNone(strings.Join(v.Capabilities, ",")), note}, "\t"))
+			strings.Join(v.Plugins, ","), orNone(strings.Join(v.Capabilities, ",")), strings.Join(notes, "; ")}, "\t"))
 	}
 	w := newTable(stdout)
 	if len(good) > 0 {

@@ -19,10 +19,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/internal/netns"
 	"github.com/crinet-project/crinet/noop"
 	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/cnihook"
@@ -49,6 +51,9 @@ const (
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 	// sysctlRoot is where the noop plugin's sysctls are.
 	sysctlRoot = "/proc/sys"
+	// netnsDir is where runtimes keep the network namespaces of pods, and where
+	// daemons of CNI plugins look for them.
+	netnsDir = "/run/netns"
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
 )
@@ -72,6 +77,7 @@ type parts struct {
 	selection *config.Selection
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
+	builtins  *builtin.Plugins
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -179,7 +185,7 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 		return nil
 	}
 	p.watcher, err = config.NewWatcher(ctx, config.WatcherConfig{
-		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{}), MTU: o.NetworkPluginMTU,
+		ConfDir: o.CNIConfDir, Prober: probe.New(o.CNIBinDirs, probe.Config{About: builtin.Types()}), MTU: o.NetworkPluginMTU,
 		LastGoodFile: filepath.Join(o.StateDir, lastGoodFile), Log: p.log,
 		OnChange: func(s *config.Snapshot) {
 			p.selection.Changed(ctx, s)
@@ -210,11 +216,18 @@ func (p *parts) makeChain(context.Context) error {
 			return network.ConfList
 		},
 	})
+	p.builtins = builtin.New(p.log)
+	runs, err := report.NewRuns(p.registry)
+	if err != nil {
+		return err
+	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
+		CanMasquerade: func() error { return p.hostPorts.Available() },
+		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
 }
@@ -231,7 +244,7 @@ func (p *parts) makeHostPorts(context.Context) (err error) {
 	})
 	p.hostPorts, err = hostport.New(hostport.Config{
 		Log: p.log, Conflict: hostport.ConflictMode(p.options.HostPortConflict), Records: p.journal,
-		ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
+		OnDemand: !p.mapsHostPorts(), ProtectedInterfaces: p.options.HostPortProtected, OnHeal: func(string) { heals.Inc() },
 	})
 	if err != nil {
 		return err
@@ -256,7 +269,9 @@ func (p *parts) makeEngine(context.Context) error {
 	c := engine.Config{
 		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
+		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
+		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds,
 	}
 	if o.Noop() {
 		// The CNI plugin undoes what an earlier run set up.
@@ -265,9 +280,6 @@ func (p *parts) makeEngine(context.Context) error {
 	} else {
 		c.Cache, c.GC, c.GCInterval = p.chain, p.chain, o.CNIGCInterval
 		c.RuntimeCache = p.chain.ForeignCache(o.RuntimeCNICacheDir)
-	}
-	if p.mapsHostPorts() {
-		c.HostPorts = failpoint.HostPorts(p.hostPorts)
 	}
 	if o.HairpinMode == config.HairpinVeth {
 		c.Hairpin = failpoint.Hairpin(func(ctx context.Context, a *cni.Attachment) error {
@@ -356,6 +368,13 @@ func (p *parts) register(context.Context) error {
 		p.registry.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
 	)
 }
+
+// namespaces makes the network namespaces of trials.
+type namespaces struct{}
+
+func (namespaces) Path(name string) string  { return filepath.Join(netnsDir, name) }
+func (n namespaces) Make(name string) error { return netns.Make(n.Path(name)) }
+func (namespaces) Remove(path string) error { return netns.Remove(path) }
 
 // leases shows package dhcpd the journal and the engine's CHECK.
 type leases struct{ *parts }

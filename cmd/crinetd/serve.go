@@ -78,6 +78,7 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 		run(p.chain.RunStatus)
 	}
 	run(p.dhcp.Run)
+	run(p.builtins.Run)
 	if err := p.serveHostPorts(ctx, run); err != nil {
 		return endHook, err
 	}
@@ -133,22 +134,17 @@ func (p *parts) recover(ctx context.Context) error {
 	return p.engine.Recover()
 }
 
-// serveHostPorts makes the kernel's table equal to the journal and keeps it so. In
-// modes without a table it removes what an earlier run left. On a node that cannot
-// have the table, pods with hostPorts are refused and all others are served.
+// serveHostPorts makes the kernel's table equal to the journal and keeps it so. Where
+// crinetd does not map hostPorts, the table is there for pods that it masquerades, and
+// what an earlier run left goes. On a node that cannot have the table, pods that need
+// it are refused and all others are served.
 func (p *parts) serveHostPorts(ctx context.Context, run func(func(context.Context))) error {
-	if !p.mapsHostPorts() {
-		if err := p.hostPorts.Remove(ctx); err != nil {
-			p.log.Warn("an earlier run may have left hostPort rules", "err", err)
-		}
-		return nil
-	}
 	pods, err := p.engine.MappedPods()
 	if err != nil {
 		return fmt.Errorf("hostPorts: %w", err)
 	}
 	if err := p.hostPorts.Sync(ctx, pods); err != nil {
-		p.log.Error("hostPorts are not all mapped; pods that need them may be refused", "err", err)
+		p.log.Error("the table inet crinet is not as it should be; pods that need it may be refused", "err", err)
 	}
 	run(p.hostPorts.Run)
 	return nil

@@ -6,8 +6,8 @@
 // the leader of a process group of its own, and the whole group is killed.
 // Descendants that left the group but hold the pipes open are not waited for.
 // The limits in [Config] bound the memory of a run, whatever the plugin prints.
-// The environment is what the caller gives and a PATH; the plugin gets nothing
-// else of the daemon's.
+// The environment is what the caller gives, a PATH and GOMAXPROCS, which keeps the
+// start of Go programs short; the plugin gets nothing else of the daemon's.
 //
 // A descendant that stays behind after the plugin has ended by itself is left
 // alone. The parent-death signal is not used: the kernel ties it to the thread

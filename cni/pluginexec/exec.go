@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -62,7 +64,15 @@ type Config struct {
 type Exec struct {
 	cfg  Config
 	path string // the PATH entry of the environment
+	// procs is the GOMAXPROCS entry of the environment. Most plugins are Go programs
+	// that live for milliseconds: on a machine with many processors the start of Go's
+	// runtime, which prepares itself for all of them, takes longer than their work
+	// (containerd/containerd#10897).
+	procs string
 }
+
+// maxProcs is what plugins get as GOMAXPROCS, where there are as many processors.
+const maxProcs = 2
 
 // New returns an Exec with cfg's limits. It reads the daemon's PATH once.
 func New(cfg Config) *Exec {
@@ -75,7 +85,10 @@ func New(cfg Config) *Exec {
 	if cfg.Retry == 0 {
 		cfg.Retry = DefaultRetry
 	}
-	return &Exec{cfg: cfg, path: "PATH=" + pluginPath(os.Getenv("PATH"))}
+	return &Exec{
+		cfg: cfg, path: "PATH=" + pluginPath(os.Getenv("PATH")),
+		procs: fmt.Sprintf("GOMAXPROCS=%d", min(maxProcs, runtime.NumCPU())),
+	}
 }
 
 // Run executes the binary at path, which must be absolute, with stdin and env,
@@ -98,8 +111,8 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 	}}
 	errOut := &head{limit: e.cfg.MaxStderr}
 	failure := &Error{Path: path, ExitCode: -1}
-	cmd, err := e.start(ctx, path, func(cmd *exec.Cmd) {
-		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = e.environ(env), bytes.NewReader(stdin), out, errOut
+	cmd, finish, err := e.startWith(ctx, path, out, errOut, func(cmd *exec.Cmd) {
+		cmd.Env, cmd.Stdin = e.environ(env), bytes.NewReader(stdin)
 	})
 	if err != nil {
 		failure.Kind, failure.Cause = ErrStart, err
@@ -108,6 +121,7 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 		}
 	} else {
 		state, err := await(ctx, cmd)
+		finish()
 		failure.judge(ctx, state, err)
 	}
 	stdout, stderr = out.bytes(), errOut.bytes()
@@ -116,6 +130,37 @@ func (e *Exec) Run(ctx context.Context, path string, stdin []byte, env []string)
 	}
 	failure.Stderr, failure.Elapsed = excerpt(stderr), time.Since(begun)
 	return stdout, stderr, failure
+}
+
+// startWith starts the plugin and has its output read. finish must be called when
+// it has ended.
+func (e *Exec) startWith(ctx context.Context, path string, out, errOut *head, prepare func(*exec.Cmd)) (cmd *exec.Cmd, finish func(), err error) {
+	stdout, err := newOutput(out)
+	if err != nil {
+		return nil, nil, err
+	}
+	stderr, err := newOutput(errOut)
+	if err != nil {
+		stdout.close()
+		return nil, nil, err
+	}
+	cmd, err = e.start(ctx, path, func(cmd *exec.Cmd) {
+		prepare(cmd)
+		cmd.Stdout, cmd.Stderr = stdout.w, stderr.w
+	})
+	if err != nil {
+		stdout.close()
+		stderr.close()
+		return nil, nil, err
+	}
+	stdout.read()
+	stderr.read()
+	return cmd, func() {
+		var both sync.WaitGroup
+		both.Go(func() { stdout.finish(pipeGrace) })
+		both.Go(func() { stderr.finish(pipeGrace) })
+		both.Wait()
+	}, nil
 }
 
 // start starts the plugin as the leader of a process group, which is killed
@@ -227,9 +272,9 @@ func pluginPath(daemon string) string {
 	return strings.Join(dirs, ":")
 }
 
-// environ returns env with the mark and a PATH. It does not change env.
+// environ returns env with the mark, GOMAXPROCS and a PATH. It does not change env.
 func (e *Exec) environ(env []string) []string {
-	env = slices.Clone(env)
+	env = append(slices.Clone(env), e.procs)
 	if e.cfg.Mark != "" {
 		env = append(env, e.cfg.Mark)
 	}

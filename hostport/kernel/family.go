@@ -12,16 +12,24 @@ type Family struct {
 	Number   byte
 	Any      netip.Addr
 	Loopback netip.Prefix
+	// Multicast are the addresses of groups (RFC 5771, RFC 4291).
+	Multicast netip.Prefix
 }
 
 // IPv4 returns the family IPv4.
 func IPv4() Family {
-	return Family{unix.AF_INET, netip.IPv4Unspecified(), netip.MustParsePrefix("127.0.0.0/8")}
+	return Family{
+		unix.AF_INET, netip.IPv4Unspecified(),
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"),
+	}
 }
 
 // IPv6 returns the family IPv6.
 func IPv6() Family {
-	return Family{unix.AF_INET6, netip.IPv6Unspecified(), netip.MustParsePrefix("::1/128")}
+	return Family{
+		unix.AF_INET6, netip.IPv6Unspecified(),
+		netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("ff00::/8"),
+	}
 }
 
 // Has reports whether the address is of the family. The zero Addr is of none.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -14,14 +15,17 @@ import (
 // of nft (libnftnl, udata.h), which ignores it.
 const udataRuleHash userdata.Type = 0xc1
 
-// Layout is an inet table without its elements: what never changes. Sets and chains
-// must be added before the rules that refer to them.
+// Layout is an inet table without its elements: what never changes, and of what kind
+// the chains are that change with the elements. Sets and chains must be added before
+// the rules that refer to them.
 type Layout struct {
 	name   string
 	table  *nftables.Table
 	sets   []*nftables.Set
 	chains []*nftables.Chain
 	rules  map[string][]*nftables.Rule // chain -> its rules, in order
+	// branches are the kinds of chains that come and go with elements.
+	branches []branch
 }
 
 // NewLayout returns an empty inet table of that name.
@@ -89,11 +93,12 @@ func (l *Layout) BaseChain(name string, kind nftables.ChainType, hook *nftables.
 // Rule appends a rule to a chain. Its user data holds the comment for nft and a
 // hash of the rule, by which it is recognized whatever form the kernel lists it in.
 func (l *Layout) Rule(chain, comment string, parts ...[]expr.Any) {
-	rule := &nftables.Rule{Table: l.table, Chain: &nftables.Chain{Name: chain, Table: l.table}}
+	l.rules[chain] = append(l.rules[chain], l.newRule(chain, comment, slices.Concat(parts...)))
+}
+
+func (l *Layout) newRule(chain, comment string, exprs []expr.Any) *nftables.Rule {
+	rule := &nftables.Rule{Table: l.table, Chain: &nftables.Chain{Name: chain, Table: l.table}, Exprs: exprs}
 	hash := sha256.New()
-	for _, part := range parts {
-		rule.Exprs = append(rule.Exprs, part...)
-	}
 	for _, e := range rule.Exprs {
 		fmt.Fprintf(hash, "%T%+v;", e, e)
 	}
@@ -101,7 +106,7 @@ func (l *Layout) Rule(chain, comment string, parts ...[]expr.Any) {
 		rule.UserData = userdata.AppendString(nil, userdata.TypeComment, comment)
 	}
 	rule.UserData = userdata.Append(rule.UserData, udataRuleHash, hash.Sum(nil)[:8])
-	l.rules[chain] = append(l.rules[chain], rule)
+	return rule
 }
 
 // add adds the table to a transaction.

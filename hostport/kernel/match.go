@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -30,15 +31,22 @@ func (f Family) Match() []expr.Any {
 	return meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{f.Number})
 }
 
-// SourceIn is `ip saddr PREFIX`, of a prefix whose length is a multiple of 8.
+// SourceIn is `ip saddr PREFIX`.
 func (f Family) SourceIn(prefix netip.Prefix) []expr.Any { return f.addrIn(f.srcOffset(), prefix) }
 
-// DestinationIn is `ip daddr PREFIX`, of a prefix whose length is a multiple of 8.
+// DestinationIn is `ip daddr PREFIX`.
 func (f Family) DestinationIn(prefix netip.Prefix) []expr.Any { return f.addrIn(f.dstOffset(), prefix) }
 
 // DestinationInSet is `ip daddr @SET`.
 func (f Family) DestinationInSet(l *Layout, set string) []expr.Any {
 	return append(f.Match(), f.load(f.dstOffset(), reg1), l.lookup(set))
+}
+
+// SourceVerdict is `ip saddr vmap @MAP`.
+func (f Family) SourceVerdict(l *Layout, verdicts string) []expr.Any {
+	lookup := l.lookup(verdicts)
+	lookup.DestRegister, lookup.IsDestRegSet = unix.NFT_REG_VERDICT, true
+	return append(f.Match(), f.load(f.srcOffset(), reg1), lookup)
 }
 
 // AddressesInSet is `ip saddr . ip daddr @SET`.
@@ -89,10 +97,7 @@ func (f Family) load(offset int, register uint32) expr.Any {
 func (f Family) addrIn(offset int, prefix netip.Prefix) []expr.Any {
 	exprs := append(f.Match(), f.load(offset, reg1))
 	if bits := prefix.Bits(); bits < f.Any.BitLen() {
-		mask := make([]byte, f.AddrLen())
-		for i := range bits / 8 {
-			mask[i] = 0xff
-		}
+		mask := net.CIDRMask(bits, f.Any.BitLen())
 		exprs = append(exprs, &expr.Bitwise{
 			SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask)),
 		})

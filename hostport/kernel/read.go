@@ -111,58 +111,66 @@ func (k *Kernel) Intact() (why string, err error) {
 		if errors.Is(err, unix.ENOENT) {
 			return "the table is gone", nil
 		}
-		if err != nil || why != "" {
-			return why, err
+		if err != nil {
+			return "", err
+		}
+		if why != "" {
+			return why, nil
 		}
 	}
 	return "", nil
 }
 
-func (c *tableConn) tableIntact() (string, error) {
-	replies, err := c.dump(unix.NFT_MSG_GETTABLE)
-	if err != nil {
-		return "", err
-	}
+// list reads a list of nftables and visits the attributes of each answer.
+func (c *tableConn) list(message int, visit func(map[uint16][]byte) error, about ...netlink.Attribute) error {
+	replies, err := c.dump(message, about...)
 	for _, r := range replies {
-		a, err := attributes(r)
 		if err != nil {
-			return "", err
+			break
 		}
-		if text(a[unix.NFTA_TABLE_NAME]) != c.layout.name {
-			continue
+		var a map[uint16][]byte
+		if a, err = attributes(r); err == nil {
+			err = visit(a)
 		}
-		if number(a[unix.NFTA_TABLE_FLAGS]) != 0 { // such as dormant
-			return "the table has flags", nil
-		}
-		return "", nil
 	}
-	return "the table is gone", nil
+	return err
+}
+
+func (c *tableConn) tableIntact() (why string, err error) {
+	why = "the table is gone"
+	err = c.list(unix.NFT_MSG_GETTABLE, func(a map[uint16][]byte) error {
+		if text(a[unix.NFTA_TABLE_NAME]) != c.layout.name {
+			return nil
+		}
+		why = ""
+		if number(a[unix.NFTA_TABLE_FLAGS]) != 0 { // such as dormant
+			why = "the table has flags"
+		}
+		return nil
+	})
+	return why, err
 }
 
 func (c *tableConn) setsIntact() (string, error) {
 	want := make(map[string][3]uint32)
 	for _, s := range c.layout.sets {
-		flags := uint32(0)
+		flags, data := uint32(0), s.DataType.GetNFTMagic()
 		if s.IsMap {
 			flags = unix.NFT_SET_MAP
 		}
-		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), s.DataType.GetNFTMagic()}
+		if s.DataType == nftables.TypeVerdict {
+			data = unix.NFT_DATA_VERDICT
+		}
+		want[s.Name] = [3]uint32{flags, s.KeyType.GetNFTMagic(), data}
 	}
 	got := make(map[string][3]uint32)
-	replies, err := c.dump(unix.NFT_MSG_GETSET, attribute(unix.NFTA_SET_TABLE, c.layout.name))
-	if err != nil {
-		return "", err
-	}
-	for _, r := range replies {
-		a, err := attributes(r)
-		if err != nil {
-			return "", err
-		}
+	err := c.list(unix.NFT_MSG_GETSET, func(a map[uint16][]byte) error {
 		got[text(a[unix.NFTA_SET_NAME])] = [3]uint32{
 			number(a[unix.NFTA_SET_FLAGS]), number(a[unix.NFTA_SET_KEY_TYPE]), number(a[unix.NFTA_SET_DATA_TYPE]),
 		}
-	}
-	return difference("set", want, got), nil
+		return nil
+	}, attribute(unix.NFTA_SET_TABLE, c.layout.name))
+	return difference("set", want, got), err
 }
 
 // hook is what a base chain hangs on.
@@ -180,30 +188,34 @@ func (c *tableConn) chainsIntact() (string, error) {
 		}
 		want[c.Name] = hook{string(c.Type), uint32(*c.Hooknum), uint32(*c.Priority), uint32(*c.Policy)}
 	}
-	got := make(map[string]hook)
-	// The kernel lists the chains of all tables of the family here.
-	replies, err := c.dump(unix.NFT_MSG_GETCHAIN)
+	got, err := c.chains()
 	if err != nil {
 		return "", err
 	}
-	for _, r := range replies {
-		a, err := attributes(r)
-		if err != nil {
-			return "", err
+	for name := range got {
+		if b, _ := c.layout.branchOf(name); b != nil {
+			want[name] = hook{} // which of them there must be, the elements say
 		}
+	}
+	return difference("chain", want, got), nil
+}
+
+// chains reads the chains of the table.
+func (c *tableConn) chains() (map[string]hook, error) {
+	got := make(map[string]hook)
+	// The kernel lists the chains of all tables of the family here.
+	err := c.list(unix.NFT_MSG_GETCHAIN, func(a map[uint16][]byte) error {
 		if text(a[unix.NFTA_CHAIN_TABLE]) != c.layout.name {
-			continue
+			return nil
 		}
 		h, err := attributes(a[unix.NFTA_CHAIN_HOOK])
-		if err != nil {
-			return "", err
-		}
 		got[text(a[unix.NFTA_CHAIN_NAME])] = hook{
 			text(a[unix.NFTA_CHAIN_TYPE]), number(h[unix.NFTA_HOOK_HOOKNUM]),
 			number(h[unix.NFTA_HOOK_PRIORITY]), number(a[unix.NFTA_CHAIN_POLICY]),
 		}
-	}
-	return difference("chain", want, got), nil
+		return err
+	})
+	return got, err
 }
 
 // difference names one entry that is wrong, too much or missing.
@@ -226,13 +238,17 @@ func difference[T comparable](kind string, want, got map[string]T) string {
 }
 
 func (c *tableConn) rulesIntact() (string, error) {
-	for _, chain := range c.layout.chains {
+	chains, err := c.chains()
+	if err != nil {
+		return "", err
+	}
+	for chain := range chains {
 		replies, err := c.dump(unix.NFT_MSG_GETRULE,
-			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain.Name))
+			attribute(unix.NFTA_RULE_TABLE, c.layout.name), attribute(unix.NFTA_RULE_CHAIN, chain))
 		if err != nil {
 			return "", err
 		}
-		want := c.layout.rules[chain.Name]
+		want := c.layout.rulesOf(chain)
 		same := len(replies) == len(want)
 		for i := 0; same && i < len(want); i++ {
 			a, err := attributes(replies[i])
@@ -242,22 +258,25 @@ func (c *tableConn) rulesIntact() (string, error) {
 			same = string(a[unix.NFTA_RULE_USERDATA]) == string(want[i].UserData)
 		}
 		if !same {
-			return fmt.Sprintf("the rules of chain %s have changed", chain.Name), nil
+			return fmt.Sprintf("the rules of chain %s have changed", chain), nil
 		}
 	}
 	return "", nil
 }
 
 // Elements reads the elements of the named sets of the table, or of all that the
-// layout has if none is named. The error is unix.ENOENT if the table or one of the
+// layout has, chains of branches included, if none is named. The error is unix.ENOENT if the table or one of the
 // sets does not exist.
 func (k *Kernel) Elements(sets ...string) (map[Key]Element, error) {
+	all := make(map[Key]Element)
 	if len(sets) == 0 {
+		if err := k.table.branchElements(all); err != nil {
+			return nil, err
+		}
 		for _, s := range k.table.layout.sets {
 			sets = append(sets, s.Name)
 		}
 	}
-	all := make(map[Key]Element)
 	for _, set := range sets {
 		replies, err := k.table.dump(unix.NFT_MSG_GETSETELEM,
 			attribute(unix.NFTA_SET_ELEM_LIST_TABLE, k.table.layout.name), attribute(unix.NFTA_SET_ELEM_LIST_SET, set))
@@ -293,8 +312,11 @@ func readElements(data []byte, set string, found map[Key]Element) error {
 func (e *Element) read(kind uint16, value []byte) error {
 	data := func(into *string) error {
 		return eachAttribute(value, func(kind uint16, value []byte) error {
-			if kind == unix.NFTA_DATA_VALUE {
+			switch kind {
+			case unix.NFTA_DATA_VALUE:
 				*into = string(value)
+			case unix.NFTA_DATA_VERDICT:
+				return e.readVerdict(value)
 			}
 			return nil
 		})

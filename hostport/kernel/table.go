@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,8 @@ const (
 // Key names an element: its set, and its key as bytes.
 type Key struct{ Set, Bytes string }
 
-// Element is an element of a set or, with a value, of a map.
+// Element is an element of a set or, with a value, of a map; or a chain of a branch,
+// see [Layout.Branch].
 type Element struct {
 	Key
 	Value   string
@@ -72,7 +74,13 @@ func (k *Kernel) Change(u Update) error {
 		if err := k.table.each(u.Remove, false, conn.SetDeleteElements); err != nil {
 			return err
 		}
-		return k.table.each(u.Add, true, conn.SetAddElements)
+		l := k.table.layout
+		l.addBranches(conn, u.Add)
+		if err := k.table.each(u.Add, true, conn.SetAddElements); err != nil {
+			return err
+		}
+		l.removeBranches(conn, u.Remove) // no element leads to them any more
+		return nil
 	})
 }
 
@@ -87,6 +95,7 @@ func (k *Kernel) Replace(elements []Element) error {
 		if err := l.add(conn); err != nil {
 			return err
 		}
+		l.addBranches(conn, elements)
 		return k.table.each(elements, true, conn.SetAddElements)
 	})
 	if err == nil {
@@ -196,6 +205,11 @@ func (c *tableConn) each(elements []Element, whole bool, send func(*nftables.Set
 		bySet[e.Set] = append(bySet[e.Set], se)
 	}
 	for _, s := range c.layout.sets {
+		if whole && s.DataType == nftables.TypeVerdict {
+			for i, se := range bySet[s.Name] {
+				bySet[s.Name][i].VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: string(se.Val)}
+			}
+		}
 		// A set that is there already is found by its name alone.
 		known := &nftables.Set{Table: s.Table, Name: s.Name}
 		for portion := range slices.Chunk(bySet[s.Name], elementsPerMessage) {

@@ -1,6 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"maps"
+	"math"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -39,6 +46,64 @@ func TestSeries(t *testing.T) {
 	}
 	if got := s.differences(through, direct); got[0] != 1 || got[1] != 4 {
 		t.Errorf("differences = %v, want 1 and 4", got)
+	}
+}
+
+func TestQuartiles(t *testing.T) {
+	if low, high := quartiles([]float64{5, 1, 4, 2, 3}); low != 2 || high != 4 {
+		t.Errorf("quartiles = %v, %v, want 2, 4", low, high)
+	}
+	if low, high := quartiles([]float64{7}); low != 7 || high != 7 {
+		t.Errorf("quartiles of one value = %v, %v, want 7, 7", low, high)
+	}
+}
+
+func TestRows(t *testing.T) {
+	o, err := parse([]string{"-rows", "bridge,burst"})
+	if want := map[string]bool{"bridge": true, "burst": true}; err != nil || !maps.Equal(o.rows, want) {
+		t.Errorf("rows %v, %v, want %v", o.rows, err, want)
+	}
+	if o, err = parse(nil); err != nil || len(o.rows) != len(allRows()) {
+		t.Errorf("rows %v, %v, want all", o.rows, err)
+	}
+	if _, err := parse([]string{"-rows", "bridge,brust"}); err == nil {
+		t.Error("a row that does not exist was accepted")
+	}
+}
+
+// The plot is well-formed, and its bars are as long as the phases.
+func TestPlot(t *testing.T) {
+	lines := phaseLines()
+	for _, line := range lines {
+		for i := range line.phases {
+			line.phases[i].took = []float64{float64(10 * (i + 1))}
+		}
+	}
+	widths := 0.0
+	decoder := xml.NewDecoder(bytes.NewReader(plot(lines)))
+	for {
+		token, err := decoder.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if start, ok := token.(xml.StartElement); ok && start.Name.Local == "rect" {
+			for _, attr := range start.Attr {
+				if attr.Name.Local == "width" && attr.Value != "12" { // not of the legend
+					width, err := strconv.ParseFloat(attr.Value, 64)
+					if err != nil {
+						t.Fatal(err)
+					}
+					widths += width
+				}
+			}
+		}
+	}
+	// 100 ms fill the width, 60 ms three of the four.
+	if want := (plotWidth - 2*plotLeft) * (1 + 3*0.6); math.Abs(widths-want) > 1 {
+		t.Errorf("the bars are %.1f wide together, want %.1f", widths, want)
 	}
 }
 

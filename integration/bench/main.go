@@ -7,8 +7,9 @@
 // HostPorts are compared with the portmap plugin and its two backends, on nodes
 // side by side.
 //
-// It prints tables with the targets, and whether they were reached. Run it by
-// `sudo make bench`.
+// It prints tables with the targets, and whether they were reached, and draws a pod's
+// start and stop, phase by phase. Run it by `sudo make bench`; -rows names what is to
+// be measured.
 package main
 
 import (
@@ -19,6 +20,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -26,7 +29,7 @@ import (
 )
 
 // timeout bounds one run.
-const timeout = 20 * time.Minute
+const timeout = 30 * time.Minute
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -44,19 +47,46 @@ type options struct {
 	calls  int // pairs of calls that no hook sees
 	// portRounds are rounds of pods with hostPorts.
 	portRounds int
-	// only is the part that is measured, all if empty.
-	only string
+	bursts     []int // pods that are asked for at once
+	// most is how many rounds a burst has at most.
+	most   int
+	steady time.Duration // how long a kubelet polls
+	plot   string        // where the plot of a pod's phases is written
+	rows   map[string]bool
 }
+
+// burstRounds is how often a burst of that many pods is run: large ones take long.
+func (o options) burstRounds(pods int) int { return min(o.most, max(300/pods, 2)) }
 
 // containers is how many containers the answer of ListContainers has.
 const containers = 500
 
+// The rows that are no network of [networks].
+const (
+	pluginRow = "plugin"
+	phasesRow = "phases"
+	burstRow  = "burst"
+	crowdRow  = "crowd"
+	masqRow   = "masquerade"
+	portsRow  = "hostports"
+)
+
+// allRows names the rows in their order.
+func allRows() []string {
+	rows := []string{pluginRow}
+	for _, w := range networks() {
+		rows = append(rows, w.row)
+	}
+	return append(rows, phasesRow, burstRow, crowdRow, masqRow, portsRow)
+}
+
 func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	o := options{calls: 3000, portRounds: 48}
-	flags.IntVar(&o.rounds, "rounds", 150, "pairs of pods, one run directly and one through crinetd")
-	flags.IntVar(&o.pods, "pods", 100, "pods that are there when crinetd's memory is read")
-	flags.StringVar(&o.only, "only", "", "measure only this: plugin, pods, calls or hostports")
+	o := options{calls: 1500, portRounds: 16, bursts: []int{30, 100, 250}, most: 4, steady: time.Minute, rows: make(map[string]bool)}
+	flags.IntVar(&o.rounds, "rounds", 60, "pairs of pods, one run directly and one through crinetd")
+	flags.IntVar(&o.pods, "pods", 110, "pods that are there when crinetd's memory is read")
+	flags.StringVar(&o.plot, "plot", "docs/benchmarks-pod.svg", "write the plot of a pod's phases to this file, unless empty or with -short")
+	rows := flags.String("rows", strings.Join(allRows(), ","), "measure only these")
 	short := flags.Bool("short", false, "a tenth of all, to see whether it works")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -64,8 +94,15 @@ func parse(args []string) (options, error) {
 	if flags.NArg() != 0 || o.rounds < 1 || o.pods < 1 {
 		return o, errors.New("want -rounds and -pods above 0 and no arguments")
 	}
+	for row := range strings.SplitSeq(*rows, ",") {
+		if !slices.Contains(allRows(), row) {
+			return o, fmt.Errorf("there is no row %q; there are %s", row, strings.Join(allRows(), ", "))
+		}
+		o.rows[row] = true
+	}
 	if *short {
 		o.rounds, o.pods, o.calls, o.portRounds = max(o.rounds/10, 1), max(o.pods/10, 1), o.calls/10, 4
+		o.bursts, o.most, o.steady, o.plot = []int{10, burstOfLimits}, 2, 10*time.Second, ""
 	}
 	return o, nil
 }
@@ -91,19 +128,51 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := describeMachine(out, kit); err != nil {
 		return err
 	}
-	if o.only != "hostports" {
-		if err := measurePath(ctx, kit, o, out); err != nil {
-			return err
+	if err := measurePath(ctx, kit, o, out); err != nil {
+		return err
+	}
+	if o.rows[masqRow] {
+		say(out, "measuring connections through masquerade")
+		if err := measureMasquerade(ctx, o, out); err != nil {
+			return fmt.Errorf("measure masquerade: %w", err)
 		}
 	}
-	if o.only == "" || o.only == "hostports" {
+	if o.rows[portsRow] {
 		return measureHostPorts(ctx, kit, o, out)
 	}
 	return nil
 }
 
+// step measures one row.
+type step struct {
+	row, what string
+	do        func(context.Context, *sides, options, *table) error
+}
+
+// method is a method as a step takes it: its context first.
+func method(do func(*sides, context.Context, options, *table) error) func(context.Context, *sides, options, *table) error {
+	return func(ctx context.Context, s *sides, o options, t *table) error { return do(s, ctx, o, t) }
+}
+
+// steps are the rows that need both ways to a pod.
+func steps(o options) []step {
+	all := []step{{pluginRow, "the plugin's start", method((*sides).shim)}}
+	for _, w := range networks() {
+		all = append(all, step{w.row, fmt.Sprintf("%d pairs of pods: %s", o.rounds, w.what),
+			func(ctx context.Context, s *sides, o options, t *table) error { return w.measure(ctx, s, o, t) }})
+	}
+	return append(all,
+		step{phasesRow, "a pod's phases", method((*sides).phases)},
+		step{burstRow, fmt.Sprintf("bursts of %v pods", o.bursts), method((*sides).bursts)},
+		step{crowdRow, fmt.Sprintf("%d pods: memory, a kubelet's polling, calls with %d containers", o.pods, containers), method((*sides).crowd)})
+}
+
 // measurePath measures the way of calls and pods.
 func measurePath(ctx context.Context, kit *node.Kit, o options, out io.Writer) (err error) {
+	wanted := slices.DeleteFunc(steps(o), func(s step) bool { return !o.rows[s.row] })
+	if len(wanted) == 0 {
+		return nil
+	}
 	s, err := startSides(ctx, kit)
 	if err != nil {
 		return err
@@ -115,21 +184,11 @@ func measurePath(ctx context.Context, kit *node.Kit, o options, out io.Writer) (
 		err = errors.Join(err, s.node.Close())
 	}()
 	t := newTable()
-	steps := []struct {
-		name, what string
-		do         func(context.Context, options, *table) error
-	}{
-		{"plugin", "the plugin's start", s.shim},
-		{"pods", fmt.Sprintf("%d pairs of pods", o.rounds), s.pods},
-		{"calls", fmt.Sprintf("calls with %d pods and %d containers", o.pods, containers), s.crowd},
-	}
-	for _, step := range steps {
-		if o.only != "" && o.only != step.name {
-			continue
-		}
+	for _, step := range wanted {
 		say(out, "measuring %s", step.what)
-		if err := step.do(ctx, o, t); err != nil {
-			return fmt.Errorf("measure %s: %w", step.what, err)
+		if err := step.do(ctx, s, o, t); err != nil {
+			// What has been measured is not lost.
+			return errors.Join(fmt.Errorf("measure %s: %w", step.row, err), t.grid.print(out))
 		}
 	}
 	return t.grid.print(out)

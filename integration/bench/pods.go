@@ -19,9 +19,8 @@ import (
 )
 
 const (
-	ratioLimit  = 1.05 // of a pod's calls
-	callLimit   = 0.2  // of a call that no hook sees, in milliseconds
-	memoryLimit = 40   // MB
+	callLimit   = 0.2 // of a call that no hook sees, in milliseconds
+	memoryLimit = 40  // MB
 
 	warmups  = 5
 	parallel = 4 // of what is only prepared
@@ -33,57 +32,13 @@ type way struct {
 	handler string
 }
 
-// ways are in the order of a round's times.
-func (s *sides) ways() []way {
-	return []way{direct: {s.direct, directHandler}, through: {s.through, ""}}
-}
-
-// pods measures RunPodSandbox and StopPodSandbox.
-func (s *sides) pods(ctx context.Context, o options, t *table) error {
-	var run, stop series
-	for round := range warmups + o.rounds {
-		runTook, stopTook, err := s.pair(ctx, round)
-		if err != nil {
-			return err
-		}
-		if round >= warmups {
-			run.add(runTook...)
-			stop.add(stopTook...)
-		}
-	}
-	t.addRatio("RunPodSandbox", run, ratioLimit)
-	t.addRatio("StopPodSandbox", stop, ratioLimit)
-	return nil
-}
-
-// pair runs, stops and removes one pod each way. Who is first changes.
-func (s *sides) pair(ctx context.Context, round int) (run, stop []time.Duration, err error) {
-	ways := s.ways()
-	order := []int{round % 2, 1 - round%2}
-	run, stop = make([]time.Duration, 2), make([]time.Duration, 2)
-	ids := make([]string, 2)
-	for _, i := range order {
-		config := s.node.PodConfig(fmt.Sprintf("pod-%d-%d", round, i))
-		if ids[i], run[i], err = runPod(ctx, s.node, ways[i].client, config, ways[i].handler); err != nil {
-			return nil, nil, err
-		}
-	}
-	for _, i := range order {
-		if stop[i], err = stopPod(ctx, ways[i].client, ids[i]); err != nil {
-			return nil, nil, err
-		}
-	}
-	for _, i := range order {
-		if err := removePod(ctx, ways[i].client, ids[i]); err != nil {
-			return nil, nil, err
-		}
-	}
-	return run, stop, nil
-}
-
-// crowd measures crinetd's memory when there are many pods, and then the calls
-// that no hook sees, one of them with many containers in its answer.
+// crowd measures crinetd when there are many pods: its memory, what a kubelet's polling
+// costs, and the calls that no hook sees, one of them with many containers in its
+// answer.
 func (s *sides) crowd(ctx context.Context, o options, t *table) error {
+	if err := s.use(ctx, networks()[0]); err != nil {
+		return err
+	}
 	pods := make([]*node.Pod, o.pods)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
@@ -101,7 +56,13 @@ func (s *sides) crowd(ctx context.Context, o options, t *table) error {
 		return err
 	}
 	t.addValue(fmt.Sprintf("memory of crinetd with %d pods", o.pods), resident, memoryLimit, "MB")
-	if err := s.createContainers(ctx, pods); err != nil {
+	if err := s.createContainers(ctx, pods, len(pods)); err != nil {
+		return err
+	}
+	if err := s.steady(ctx, o, t); err != nil {
+		return fmt.Errorf("poll as a kubelet: %w", err)
+	}
+	if err := s.createContainers(ctx, pods, containers-len(pods)); err != nil {
 		return err
 	}
 	if err := s.calls(ctx, o, t); err != nil {
@@ -124,13 +85,13 @@ func (s *sides) removeAll(ctx context.Context, pods []*node.Pod) error {
 }
 
 // createContainers creates, and does not start, containers spread over the pods.
-func (s *sides) createContainers(ctx context.Context, pods []*node.Pod) error {
+func (s *sides) createContainers(ctx context.Context, pods []*node.Pod, count int) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
-	for i := range containers {
+	for i := range count {
 		group.Go(func() error {
 			pod := pods[i%len(pods)]
-			name := fmt.Sprintf("container-%d", i)
+			name := fmt.Sprintf("container-%d-%d", count, i)
 			_, err := s.direct.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 				PodSandboxId: pod.ID,
 				Config: &runtimeapi.ContainerConfig{

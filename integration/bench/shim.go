@@ -14,6 +14,9 @@ import (
 	"github.com/crinet-project/crinet/cni/wire"
 )
 
+// shimRounds are rounds of the plugin for one of pods.
+const shimRounds = 5
+
 // shimLimit is for the plugin's way from exec to connect, in milliseconds.
 const shimLimit = 3
 
@@ -33,7 +36,7 @@ func (s *sides) shim(ctx context.Context, o options, t *table) (err error) {
 	defer listener.Close()
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"crinet","type":"crinet","socket":%q}`, socket)
 	var connect, whole []float64
-	for round := range warmups + 2*o.rounds {
+	for round := range warmups + shimRounds*o.rounds {
 		connected, ended, err := execShim(ctx, s.node.Kit().Crinet("crinet"), conf, listener)
 		if err != nil {
 			return err

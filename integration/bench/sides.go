@@ -12,29 +12,6 @@ import (
 	"github.com/crinet-project/crinet/integration/node"
 )
 
-// bridgeConf is one network in two copies: crinetd's, and containerd's own.
-const bridgeConf = `{
-	"cniVersion": "0.3.0",
-	"name": %[1]q,
-	"type": "bridge",
-	"bridge": "%[1]s0",
-	"isDefaultGateway": true,
-	"forceAddress": false,
-	"ipMasq": true,
-	"hairpinMode": true,
-	"ipam": {
-		"type": "host-local",
-		"subnet": %[2]q
-	}
-}
-`
-
-// directHandler is the runtime handler whose pods containerd networks itself.
-const (
-	directHandler = "direct"
-	directConfDir = "/etc/cni/direct.d"
-)
-
 // directRuntime is runc once more, with a CNI configuration of its own.
 const directRuntime = `
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%[1]s]
@@ -45,20 +22,24 @@ const directRuntime = `
 `
 
 // readyTimeout bounds the wait for a daemon to have its network.
-const readyTimeout = 20 * time.Second
+const readyTimeout = time.Minute
 
 // sides are the two ways to the same containerd.
 type sides struct {
 	node    *node.Node
 	direct  *node.Client // containerd's socket
 	through *node.Client // crinetd's
+	used    string       // row of the network that crinetd was started for
 }
 
-// startSides starts the node with both networks.
+// startSides starts the node with both copies of all networks. crinetd does not run
+// yet, see use.
 func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
-	n, err := kit.Start(ctx, node.Options{
-		ContainerdConfig: fmt.Sprintf(directRuntime, directHandler, directConfDir, kit.Tool("runc")),
-	})
+	handlers := ""
+	for _, w := range networks() {
+		handlers += fmt.Sprintf(directRuntime, w.directHandler(), w.directConfDir(), kit.Tool("runc"))
+	}
+	n, err := kit.Start(ctx, node.Options{ContainerdConfig: handlers})
 	if err != nil {
 		return nil, err
 	}
@@ -67,38 +48,60 @@ func startSides(ctx context.Context, kit *node.Kit) (s *sides, err error) {
 			err = errors.Join(err, errors.New(n.LogTails(20)), n.Close())
 		}
 	}()
-	err = errors.Join(
-		n.WriteConf("10-mynet.conf", fmt.Sprintf(bridgeConf, "mynet", "10.10.0.0/16")),
-		n.WriteFile(directConfDir+"/10-direct.conf", fmt.Sprintf(bridgeConf, "direct", "10.11.0.0/16")))
-	if err != nil {
+	s = &sides{node: n}
+	if err := ownPlugins(n); err != nil {
 		return nil, err
+	}
+	for i, w := range networks() {
+		if err := w.write(s, i); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.StartContainerd(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.StartCrinetd(ctx, "--network-plugin=mynet"); err != nil {
-		return nil, err
-	}
-	s = &sides{node: n}
 	if s.direct, err = n.Client(node.ContainerdSocket); err != nil {
 		return nil, err
 	}
-	if s.through, err = n.Client(node.CrinetdSocket); err != nil {
-		return nil, err
+	return s, nil
+}
+
+// asTheUnit runs crinetd with the priority that its unit gives it
+// (packaging/crinetd.service).
+var asTheUnit = []string{"nice", "-n", "-10"}
+
+// use starts crinetd, or starts it again, for the network, and waits until both sides
+// have it.
+func (s *sides) use(ctx context.Context, w network) (err error) {
+	if s.used == w.row {
+		return nil
+	}
+	if s.used != "" {
+		if err := s.node.StopCrinetd(); err != nil {
+			return err
+		}
+	}
+	flags := append([]string{"--network-plugin=" + w.throughName()}, w.flags...)
+	if err := s.node.StartCrinetdBy(ctx, asTheUnit, flags...); err != nil {
+		return err
+	}
+	s.used = w.row
+	if s.through, err = s.node.Client(node.CrinetdSocket); err != nil {
+		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if _, err := s.through.AwaitNetwork(ready, true); err != nil {
-		return nil, err
+		return err
 	}
-	return s, s.awaitDirect(ready)
+	return s.awaitDirect(ready, w)
 }
 
 // awaitDirect waits until containerd has loaded the conf dir of the handler: its
 // watcher reads it when it starts, which no condition shows.
-func (s *sides) awaitDirect(ctx context.Context) error {
+func (s *sides) awaitDirect(ctx context.Context, w network) error {
 	for {
-		pod, _, err := runPod(ctx, s.node, s.direct, s.node.PodConfig("probe"), directHandler)
+		pod, _, err := runPod(ctx, s.node, s.direct, s.node.PodConfig("probe"), w.directHandler())
 		if err == nil {
 			_, err = s.direct.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
 			return err

@@ -27,6 +27,14 @@ func medianRange(values []float64) (low, high float64) {
 	return sorted[first], sorted[last]
 }
 
+// quartiles of at least one value: a quarter of the values lies below the first, a
+// quarter above the second.
+func quartiles(values []float64) (low, high float64) {
+	sorted := slices.Sorted(slices.Values(values))
+	last := float64(len(sorted) - 1)
+	return sorted[int(math.Round(last/4))], sorted[int(math.Round(last*3/4))]
+}
+
 // series are the times of several ways to do the same, round by round.
 type series [][]time.Duration
 

@@ -15,15 +15,22 @@ func newTable() *table {
 	return &table{grid{head: []string{"measured", "direct", "crinetd", "cost", "target", "reached"}}}
 }
 
-// addRatio adds times of which crinetd's may be a multiple of the direct ones.
-// The medians' ratio counts; the range is that of the pairs' ratios.
+// addRatio adds times of which crinetd's may be a multiple of the direct ones, any
+// if limit is 0. The median of the pairs' ratios counts; their quartiles are the
+// spread.
 func (t *table) addRatio(what string, s series, limit float64) {
-	ratio := s.median(through) / s.median(direct)
-	low, high := medianRange(s.ratios(through, direct))
+	ratios := s.ratios(through, direct)
+	low, high := quartiles(ratios)
+	target, reached := "", ""
+	if limit > 0 {
+		target, reached = fmt.Sprintf("≤ × %.2f", limit), verdict(median(ratios) > limit)
+	}
 	t.grid.add(what, fmt.Sprintf("%.1f ms", s.median(direct)), fmt.Sprintf("%.1f ms", s.median(through)),
-		fmt.Sprintf("× %.3f (pairs: %.3f, %.3f to %.3f)", ratio, median(s.ratios(through, direct)), low, high),
-		fmt.Sprintf("≤ × %.2f", limit), verdict(ratio > limit))
+		fmt.Sprintf("× %.3f (%.3f to %.3f, n=%d)", median(ratios), low, high, len(ratios)), target, reached)
 }
+
+// addPlain adds what crinetd's side shows without a target.
+func (t *table) addPlain(what, value string) { t.grid.add(what, "", value, "", "", "") }
 
 // addDifference adds times of which crinetd's may be longer by milliseconds.
 func (t *table) addDifference(what string, s series, limit float64) {

@@ -17,6 +17,24 @@ import (
 // readyTimeout is how long a daemon may take to come up.
 const readyTimeout = 60 * time.Second
 
+// Containerd is a release of containerd that a node can run.
+type Containerd string
+
+// The releases.
+const (
+	Containerd24     Containerd = ""       // the newest one
+	Containerd17     Containerd = "1.7"    // the newest 1.x
+	ContainerdDebian Containerd = "debian" // 1.6 on Debian 12
+)
+
+// Containerds are all of them.
+func Containerds() []Containerd {
+	return []Containerd{Containerd24, Containerd17, ContainerdDebian}
+}
+
+// String names the release, for subtests.
+func (c Containerd) String() string { return cmp.Or(string(c), "2.4") }
+
 const containerdConfigFile = "/etc/containerd/config.toml"
 
 // containerdConfig departs from containerd's defaults only where the node can't
@@ -89,9 +107,9 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	template, program := containerdConfig, n.kit.Tool("containerd")
-	if n.options.DebianContainerd {
-		template, program = oldContainerdConfig, filepath.Join(n.kit.debianContainerd(), "containerd")
+	template, program := containerdConfig, filepath.Join(n.kit.containerd(n.options.Containerd), "containerd")
+	if n.options.Containerd != Containerd24 {
+		template = oldContainerdConfig
 	}
 	config := fmt.Sprintf(template, snapshotter, PauseImage, BinDir, n.RuntimeConfDir(), n.kit.Tool("runc"), n.options.ContainerdCNI)
 	if err := n.WriteFile(containerdConfigFile, config+n.options.ContainerdConfig); err != nil {
@@ -118,8 +136,8 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 		return nil
 	}
 	args := []string{"--namespace", "k8s.io", "images", "import", "--snapshotter", snapshotter, n.kit.archive()}
-	if !n.options.DebianContainerd {
-		args = slices.Insert(args, 4, "--local") // the only way before 2.0
+	if n.options.Containerd != ContainerdDebian { // whose ctr knows no other way
+		args = slices.Insert(args, 4, "--local")
 	}
 	_, err = n.Run(ctx, "ctr", args...)
 	n.imported = err == nil
@@ -136,6 +154,14 @@ func (n *Node) containerdClient() (*Client, error) {
 		n.cri = client
 	}
 	return n.cri, nil
+}
+
+// ContainerdPID is the process id of the running containerd, as the machine counts.
+func (n *Node) ContainerdPID() (int, error) {
+	if n.containerd == nil || !n.containerd.running() {
+		return 0, errors.New("containerd does not run")
+	}
+	return n.containerd.cmd.Process.Pid, nil
 }
 
 // SignalContainerd sends containerd a signal, such as SIGSTOP.

@@ -18,7 +18,7 @@ import (
 const modulePath = "github.com/crinet-project/crinet"
 
 // tools are what `make tools` installs and every node needs.
-var tools = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl", "cni/bridge", "cni/host-local", "cni/loopback"}
+var tools = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "crictl", "cni/bridge", "cni/host-local", "cni/loopback", "cni/flannel"}
 
 // helpers are the programs of this module that every node needs, by the names
 // of their packages' folders.
@@ -74,9 +74,13 @@ func (k *Kit) Program(name string) string { return filepath.Join(k.dir, name) }
 // Tool is the path of an installed tool, such as crictl or cni/bridge.
 func (k *Kit) Tool(name string) string { return filepath.Join(k.tools, name) }
 
-// debianContainerd is the folder of Debian's containerd, its shim and ctr.
-func (k *Kit) debianContainerd() string {
-	return filepath.Join(filepath.Dir(k.tools), "containerd-debian")
+// containerd is the folder of a containerd, its shim and, if it needs one of its
+// own, its ctr.
+func (k *Kit) containerd(which Containerd) string {
+	if which == Containerd24 {
+		return k.tools
+	}
+	return filepath.Join(filepath.Dir(k.tools), "containerd-"+string(which))
 }
 
 func (k *Kit) build(ctx context.Context) error {

@@ -125,7 +125,12 @@ func (n *Node) veths() ([]string, error) {
 		return nil, err
 	}
 	defer handle.Close()
-	links, err := handle.LinkList()
+	var links []netlink.Link
+	for range 10 { // it changes while it is read, when many pods go
+		if links, err = handle.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

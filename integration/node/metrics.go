@@ -13,7 +13,7 @@ import (
 // AdminSocket is crinetd's socket for operators.
 const AdminSocket = "/run/crinet/admin.sock"
 
-// Metric reads a metric without labels from crinetd.
+// Metric reads a metric from crinetd; the name of one with labels has them.
 func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,

@@ -38,8 +38,8 @@ type Options struct {
 	RuntimeConfDir string
 	// ContainerdCNI is TOML that is added to the CNI settings of containerd.
 	ContainerdCNI string
-	// DebianContainerd has the node run Debian's containerd, which is older.
-	DebianContainerd bool
+	// Containerd is the containerd that the node runs.
+	Containerd Containerd
 	// Supervise has containerd started again when it ends by itself, as a
 	// service manager does.
 	Supervise bool
@@ -153,8 +153,8 @@ func (n *Node) startInit(ctx context.Context) error {
 
 func (n *Node) openNamespaces() error {
 	path := n.kit.tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	if n.options.DebianContainerd {
-		path = n.kit.debianContainerd() + ":" + path
+	if n.options.Containerd != Containerd24 {
+		path = n.kit.containerd(n.options.Containerd) + ":" + path
 	}
 	n.Place = &Place{name: "node", path: path}
 	for name, file := range map[string]**os.File{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
@@ -195,9 +195,14 @@ func (n *Node) fillDirs() error {
 	return nil
 }
 
-// InstallPlugin makes the program at path known under name in the bin dir.
+// InstallPlugin makes the program at path known under name in the bin dir, in the
+// place of what is there.
 func (n *Node) InstallPlugin(name, path string) error {
-	if err := os.Symlink(path, n.Path(BinDir+"/"+name)); err != nil {
+	link := n.Path(BinDir + "/" + name)
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("install plugin %s: %w", name, err)
+	}
+	if err := os.Symlink(path, link); err != nil {
 		return fmt.Errorf("install plugin %s: %w", name, err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -105,6 +106,24 @@ func replace(path string, data []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	return os.Rename(tmp.Name(), path)
+}
+
+// RemoveUnfinished removes the files that a WriteFile to path left behind which a
+// crash cut off. No WriteFile to path may be under way. What cannot be removed does
+// no harm.
+func RemoveUnfinished(path string) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		middle, ok := strings.CutPrefix(entry.Name(), "."+filepath.Base(path)+".")
+		random, isTemp := strings.CutSuffix(middle, ".tmp")
+		_, notNumber := strconv.ParseUint(random, 10, 64) // see os.CreateTemp
+		if ok && isTemp && notNumber == nil && entry.Type().IsRegular() {
+			_ = os.Remove(filepath.Join(filepath.Dir(path), entry.Name()))
+		}
+	}
 }
 
 // Cause returns the error behind one that names a path, for messages that name

@@ -1,6 +1,7 @@
 // Package admin is crinetd's interface for operators: it serves JSON and Prometheus
-// metrics over HTTP on admin.sock. The only change that an operator can ask for is
-// to forget a pod's network that cannot be removed. crinetctl is its client.
+// metrics over HTTP on admin.sock. An operator can ask for two changes: to forget a
+// pod's network that cannot be removed, and to try the network with an attachment
+// that is removed at once. crinetctl is its client.
 package admin
 
 import "time"
@@ -11,6 +12,7 @@ const (
 	PodsPath    = "/v1/pods"
 	PluginsPath = "/v1/plugins"
 	ForgetPath  = "/v1/forget"
+	TrialPath   = "/v1/trial"
 	MetricsPath = "/metrics"
 )
 
@@ -27,6 +29,8 @@ type Status struct {
 	Network     string `json:"network,omitempty"`
 	NetworkFile string `json:"networkFile,omitempty"`
 	Selected    string `json:"selected,omitempty"`
+	// NetworkPlugins are the plugins of that network, in the order of ADD.
+	NetworkPlugins []NetworkPlugin `json:"networkPlugins,omitempty"`
 	// NetworkStatus is the answer of the network's plugins to STATUS (CNI 1.1):
 	// good, or since when and how it fails; empty if they are not asked.
 	NetworkStatus string `json:"networkStatus,omitempty"`
@@ -52,6 +56,14 @@ type Status struct {
 	Reloads []Reload `json:"reloads,omitempty"`
 	// Watch says how changes of the directories are found.
 	Watch *Watch `json:"watch,omitempty"`
+}
+
+// NetworkPlugin says how a plugin is run for new pods.
+type NetworkPlugin struct {
+	Type string `json:"type"`
+	// Builtin: inside crinetd. Otherwise its binary is executed, and Why says why.
+	Builtin bool   `json:"builtin"`
+	Why     string `json:"why,omitempty"`
 }
 
 // Runtime is the container runtime as crinetd knows it from its last answer.
@@ -90,6 +102,16 @@ type Forget struct {
 	Sandbox string `json:"sandbox"`
 	// Reason is kept in crinetd's log.
 	Reason string `json:"reason"`
+}
+
+// Trial is what a throwaway attachment to the selected network has shown: its ADD
+// and its DEL worked.
+type Trial struct {
+	Network   string   `json:"network"`
+	Addresses []string `json:"addresses"`
+	// Add and Del are how long the two took, in seconds.
+	Add float64 `json:"add"`
+	Del float64 `json:"del"`
 }
 
 // Reload is a change of the networks or plugins in the conf dir and the bin dirs.

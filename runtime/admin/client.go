@@ -63,6 +63,14 @@ func (c *Client) Forget(ctx context.Context, what Forget) (pods []Pod, err error
 	return pods, err
 }
 
+// Try has crinetd try the selected network. It waits as long as the network's
+// plugins may take, or until ctx ends, which ends the trial.
+func (c *Client) Try(ctx context.Context) (trial Trial, err error) {
+	patient := &Client{socket: c.socket, http: http.Client{Transport: c.http.Transport}}
+	err = patient.do(ctx, http.MethodPost, TrialPath, nil, &trial)
+	return trial, err
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
 	return c.do(ctx, http.MethodGet, path, nil, into)
 }

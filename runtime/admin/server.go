@@ -13,7 +13,7 @@ import (
 // maxRequest bounds a request's body in bytes.
 const maxRequest = 64 << 10
 
-// Source answers the requests. All methods but Forget answer from memory or the
+// Source answers the requests. All methods but the last two answer from memory or the
 // journal.
 type Source interface {
 	Status() Status
@@ -21,6 +21,8 @@ type Source interface {
 	Pods() ([]Pod, error)
 	// Forget gives up the removal of a sandbox's network and returns what it forgot.
 	Forget(context.Context, Forget) ([]Pod, error)
+	// Try adds a namespace of crinetd's own to the selected network and removes it.
+	Try(context.Context) (Trial, error)
 }
 
 // Handler returns a handler that serves source, and metrics at MetricsPath.
@@ -52,6 +54,19 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 			return
 		}
 		reply(w, log, pods)
+	})
+	mux.HandleFunc("POST "+TrialPath, func(w http.ResponseWriter, r *http.Request) {
+		// The network's plugins have their own limit, --cni-timeout.
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		trial, err := source.Try(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		reply(w, log, trial)
 	})
 	mux.Handle("GET "+MetricsPath, metrics)
 	return mux

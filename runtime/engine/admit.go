@@ -22,7 +22,7 @@ func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Ma
 		return nil, fmt.Errorf("%w: pod %s: network not ready: %w", ErrRefused, pod, err)
 	}
 	release := func() {}
-	if e.hostPorts != nil && len(ports) > 0 {
+	if e.mapsPorts && len(ports) > 0 {
 		reservation, err := e.hostPorts.Reserve(ctx, hostport.Pod{
 			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Mappings: ports,
 		})
@@ -40,7 +40,7 @@ func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Ma
 
 // hostPortsOf returns the mappings that the runtime passes with ADD.
 func (e *Engine) hostPortsOf(call *Call) ([]hostport.Mapping, error) {
-	if e.hostPorts == nil || len(call.RuntimeConfig) == 0 {
+	if !e.mapsPorts || len(call.RuntimeConfig) == 0 {
 		return nil, nil
 	}
 	var config struct {
@@ -52,14 +52,18 @@ func (e *Engine) hostPortsOf(call *Call) ([]hostport.Mapping, error) {
 	return hostport.ParseMappings(config.PortMappings)
 }
 
-// mapPorts maps the hostPorts of a sandbox that has its addresses. The ports of
-// a sandbox that nobody asked crinetd for are admitted only now.
+// mapPorts maps the hostPorts of a sandbox that has its addresses, and masquerades
+// those that a built-in plugin leaves to crinetd. The ports of a sandbox that nobody
+// asked crinetd for are admitted only now.
 func (e *Engine) mapPorts(ctx context.Context, r *journal.Record, flight *Flight) error {
-	if len(r.HostPorts) == 0 {
-		return nil
+	pod, err := e.portPod(r)
+	if err != nil || len(pod.Mappings)+len(pod.Masquerade) == 0 {
+		return err
 	}
-	pod := portPod(r)
-	if !flight.asked {
+	if e.hostPorts == nil {
+		return fmt.Errorf("network %q masquerades, and this crinetd keeps no table for that", r.Attachment.Network)
+	}
+	if !flight.asked && len(pod.Mappings) > 0 {
 		reservation, err := e.hostPorts.Reserve(ctx, pod)
 		if err != nil {
 			return err
@@ -69,15 +73,16 @@ func (e *Engine) mapPorts(ctx context.Context, r *journal.Record, flight *Flight
 	return e.hostPorts.Map(ctx, pod)
 }
 
-// unmapPorts takes the hostPorts of a sandbox away.
+// unmapPorts takes away what mapPorts did for a sandbox.
 func (e *Engine) unmapPorts(ctx context.Context, r *journal.Record) error {
-	if len(r.HostPorts) == 0 || e.hostPorts == nil {
+	if e.hostPorts == nil {
 		return nil
 	}
 	return e.hostPorts.Unmap(ctx, r.Attachment.ContainerID)
 }
 
-// MappedPods returns the pods in the journal whose hostPorts must be mapped.
+// MappedPods returns the pods in the journal that have hostPorts which crinetd maps,
+// or holds for the plugin that mapped them, or addresses that it masquerades.
 func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 	records, err := e.journal.Sandbox("")
 	if err != nil {
@@ -85,20 +90,33 @@ func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 	}
 	var pods []hostport.Pod
 	for _, r := range records {
-		if e.Stands(r) && len(r.HostPorts) > 0 {
-			pods = append(pods, portPod(r))
+		if !e.Stands(r) {
+			continue
+		}
+		pod, err := e.portPod(r)
+		if err != nil {
+			e.log.Error("a pod's connections may leave the node with the pod's own address", "pod", r.Pod, "sandbox", r.Attachment.ContainerID, "err", err)
+		}
+		if len(pod.Mappings)+len(pod.Masquerade) > 0 {
+			pods = append(pods, pod)
 		}
 	}
 	return pods, nil
 }
 
-func portPod(r *journal.Record) hostport.Pod {
-	pod := hostport.Pod{
+// portPod is what an attachment needs of the table. With an error it lacks the
+// addresses to masquerade.
+func (e *Engine) portPod(r *journal.Record) (pod hostport.Pod, err error) {
+	pod = hostport.Pod{
 		SandboxID: r.Attachment.ContainerID, Namespace: r.Pod.Namespace, Name: r.Pod.Name, UID: r.Pod.UID,
-		Mappings: r.HostPorts, NetNS: r.Attachment.NetNS,
+		NetNS: r.Attachment.NetNS, Foreign: r.Adopted,
+	}
+	if e.mapsPorts {
+		pod.Mappings = r.HostPorts
 	}
 	for _, prefix := range addresses(r.Attachment.Result) {
 		pod.IPs = append(pod.IPs, prefix.Addr())
 	}
-	return pod
+	pod.Masquerade, err = r.Attachment.Masquerade()
+	return pod, err
 }

@@ -2,9 +2,11 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -12,7 +14,7 @@ import (
 // before crinetd came, as the runtime's own cache has them: with the
 // configuration, capability args and result of their ADD. From then on they are
 // shown, checked and undone like crinetd's own. hostPorts of theirs stay with the
-// plugin that mapped them.
+// plugin that mapped them, and no other pod gets them.
 func (e *Engine) adopt(listed map[string]bool) error {
 	if e.foreign == nil {
 		return nil
@@ -73,14 +75,43 @@ func (e *Engine) adoptedRecord(a cni.Attachment) *journal.Record {
 			r.Pod.UID = arg[1]
 		}
 	}
+	var err error
+	if r.HostPorts, err = pluginPorts(a); err != nil {
+		e.log.Warn("the hostPorts of a pod from before crinetd are not known: another pod may be given them",
+			"pod", r.Pod, "sandbox", a.ContainerID, "err", err)
+	}
 	return r
+}
+
+// pluginPorts are the hostPorts that a plugin of the attachment's chain maps.
+func pluginPorts(a cni.Attachment) ([]hostport.Mapping, error) {
+	var list struct {
+		Plugins []struct {
+			Capabilities map[string]bool `json:"capabilities"`
+		} `json:"plugins"`
+	}
+	if err := json.Unmarshal(a.ConfList, &list); err != nil {
+		return nil, err
+	}
+	for _, plugin := range list.Plugins {
+		if !plugin.Capabilities[portMappings] || len(a.CapabilityArgs[portMappings]) == 0 {
+			continue
+		}
+		var requests []hostport.Request
+		if err := json.Unmarshal(a.CapabilityArgs[portMappings], &requests); err != nil {
+			return nil, err
+		}
+		return hostport.ParseMappings(requests)
+	}
+	return nil, nil
 }
 
 func keyOf(a cni.Attachment) journal.Key {
 	return journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}
 }
 
-// addRecord journals a record, unless there is one of its attachment by now.
+// addRecord journals a record, unless there is one of its attachment by now, and
+// has the hostPorts of an adopted one held.
 func (e *Engine) addRecord(r *journal.Record) (added bool, err error) {
 	unlock, err := e.locks.lock(context.Background(), r.Key(), "record")
 	if err != nil {
@@ -90,5 +121,17 @@ func (e *Engine) addRecord(r *journal.Record) (added bool, err error) {
 	if now, err := e.journal.Get(r.Key()); err != nil || now != nil {
 		return false, err
 	}
-	return true, e.journal.Put(r)
+	if err := e.journal.Put(r); err != nil {
+		return false, err
+	}
+	if r.Adopted && len(r.HostPorts) > 0 && e.mapsPorts {
+		pod, err := e.portPod(r)
+		if err == nil {
+			err = e.hostPorts.Map(context.Background(), pod)
+		}
+		if err != nil {
+			e.log.Warn("the hostPorts of a pod from before crinetd are not held", "pod", r.Pod, "sandbox", r.Attachment.ContainerID, "err", err)
+		}
+	}
+	return true, nil
 }

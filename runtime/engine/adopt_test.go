@@ -1,14 +1,19 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -99,4 +104,56 @@ func TestFailedDelOfAPodFromBefore(t *testing.T) {
 		t.Errorf("record: %+v", r)
 	}
 	eventually(t, "undone", func() bool { return n.record(t, "early") == nil })
+}
+
+// fakeHostPorts holds what it is told to map.
+type fakeHostPorts struct {
+	mu     sync.Mutex
+	mapped map[string]hostport.Pod // sandbox ID -> pod
+}
+
+func (f *fakeHostPorts) Reserve(context.Context, hostport.Pod) (*hostport.Reservation, error) {
+	return new(hostport.Reservation), nil
+}
+
+func (f *fakeHostPorts) Map(_ context.Context, pod hostport.Pod) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mapped[pod.SandboxID] = pod
+	return nil
+}
+
+func (f *fakeHostPorts) Unmap(_ context.Context, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.mapped, id)
+	return nil
+}
+
+// hostPorts of an adopted pod that a plugin maps are held until the pod goes, over
+// a restart as well. Those that no plugin has mapped are free.
+func TestHostPortsOfAdoptedPodsAreHeld(t *testing.T) {
+	early, unmapped := foreignAs("early"), foreignAs("unmapped")
+	early.CapabilityArgs[portMappings] = json.RawMessage(`[{"HostPort":80,"ContainerPort":8080,"Protocol":"TCP","HostIP":""}]`)
+	early.ConfList = json.RawMessage(`{"name":"mynet","plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}]}`)
+	ports := &fakeHostPorts{mapped: make(map[string]hostport.Pod)}
+	n := newNode(t, withRuntimeCache(early, unmapped), func(c *Config) { c.HostPorts, c.MapHostPorts = ports, true })
+	n.sandboxes.ids = map[string]bool{"early": true, "unmapped": true}
+	if err := n.collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	held, ok := ports.mapped["early"]
+	if !ok || len(ports.mapped) != 1 || !held.Foreign || len(held.Mappings) != 1 || held.Mappings[0].HostPort != 80 {
+		t.Errorf("held: %+v", ports.mapped)
+	}
+	again, err := n.MappedPods() // what a restart begins with
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]hostport.Pod{held}, again, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("after a restart (-want +got):\n%s", diff)
+	}
+	if err := n.Detach(t.Context(), call("early")); err != nil || len(ports.mapped) != 0 {
+		t.Errorf("after DEL: %v, %+v", err, ports.mapped)
+	}
 }

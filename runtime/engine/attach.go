@@ -73,7 +73,12 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	if record.Attachment.Note, err = note(record); err != nil {
 		return nil, err
 	}
-	if err := e.journal.Put(record); err != nil {
+	// The only write that waits for the disk. After a loss of power, which is a reboot,
+	// the network namespaces are gone, and every attachment is undone whatever its
+	// state; what outlives it is what plugins keep elsewhere: host-local's files, the
+	// leases of an IPAM on the network. The record that frees them must be on the disk
+	// before they can be taken.
+	if err := e.journal.PutDurable(record); err != nil {
 		return nil, tryAgainLater(fmt.Errorf("the pod gets no network, since its record cannot be written: %w", err))
 	}
 	return record, nil
@@ -119,6 +124,8 @@ func (e *Engine) setUp(ctx context.Context, r *journal.Record, flight *Flight) e
 		return err
 	}
 	r.State, r.Steps = journal.Attached, flight.end()
+	// Not durable: a loss of power leaves the record as it was before ADD, which is
+	// enough to undo it.
 	return errors.Join(e.journal.Put(r), callerGone(ctx))
 }
 

@@ -7,11 +7,14 @@ import (
 	"strings"
 )
 
+// portMappings is the capability of plugins that map hostPorts (CNI conventions).
+const portMappings = "portMappings"
+
 // capabilityArgs returns the capability args of a call by the names and in the
 // form of the CNI conventions: containerd passes its Go fields' names, which not
 // every plugin takes. What is not known here passes as it came. ipRanges come
 // from the node's pod CIDRs.
-func (e *Engine) capabilityArgs(call *Call, portMappings bool) (map[string]json.RawMessage, error) {
+func (e *Engine) capabilityArgs(call *Call, withPorts bool) (map[string]json.RawMessage, error) {
 	args := make(map[string]json.RawMessage)
 	if len(call.RuntimeConfig) > 0 {
 		if err := json.Unmarshal(call.RuntimeConfig, &args); err != nil {
@@ -27,8 +30,8 @@ func (e *Engine) capabilityArgs(call *Call, portMappings bool) (map[string]json.
 			args[name] = value
 		}
 	}
-	if !portMappings {
-		delete(args, "portMappings")
+	if !withPorts {
+		delete(args, portMappings)
 	}
 	if ranges := ipRanges(e.podCIDRs.Get()); ranges != nil {
 		data, err := json.Marshal(ranges)
@@ -42,9 +45,9 @@ func (e *Engine) capabilityArgs(call *Call, portMappings bool) (map[string]json.
 
 // knownCapabilities rewrite a capability's value into the conventions' form.
 var knownCapabilities = map[string]func(json.RawMessage) (json.RawMessage, error){
-	"portMappings": rewrite[[]portMapping],
-	"bandwidth":    rewrite[bandwidth],
-	"dns":          rewrite[dns],
+	portMappings: rewrite[[]portMapping],
+	"bandwidth":  rewrite[bandwidth],
+	"dns":        rewrite[dns],
 }
 
 // rewrite decodes a value, whatever the case of its names, and encodes it with

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/crinet-project/crinet/cni"
@@ -52,7 +53,9 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	log := e.log.With("pod", r.Pod, "sandbox", r.Attachment.ContainerID, "network", r.Attachment.Network, "netns", r.Attachment.NetNS)
 	start := e.now()
 	err := e.tearDown(ctx, r)
-	e.metrics.plugin("DEL", err, e.now().Sub(start))
+	if !r.Trial {
+		e.metrics.plugin("DEL", err, e.now().Sub(start))
+	}
 	if err != nil {
 		r.State, r.Tries, r.LastError = journal.Detaching, r.Tries+1, err.Error()
 		if putErr := e.journal.Put(r); putErr != nil {
@@ -63,6 +66,8 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	}
 	e.removed.add(r.Key())
 	e.flights.settle(r.Key())
+	// Not durable: after a loss of power the record may be there again, and DEL, which
+	// may be called again, is.
 	if err := e.journal.Delete(r.Key()); err != nil {
 		// The caller asked for the network to go, and it is gone. The record does
 		// no harm, since DEL may be called again; the queue removes it.
@@ -70,7 +75,11 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 		e.queue.add(r)
 		return nil
 	}
-	log.Info("pod's network removed", "tries", r.Tries+1, "took", e.now().Sub(start))
+	level := slog.LevelInfo
+	if r.Trial {
+		level = slog.LevelDebug
+	}
+	log.Log(ctx, level, "pod's network removed", "tries", r.Tries+1, "took", e.now().Sub(start))
 	return nil
 }
 
@@ -94,7 +103,10 @@ func (e *Engine) tearDown(ctx context.Context, r *journal.Record) error {
 	if r.BootID != e.bootID || !isNetNS(a.NetNS) {
 		a.NetNS = "" // CNI spec, section DEL: the namespace is gone
 	}
-	return plugin.TearDownPod(ctx, &a)
+	if err := plugin.TearDownPod(ctx, &a); err != nil || !r.Trial {
+		return err
+	}
+	return e.namespaces.Remove(r.Attachment.NetNS) // the runtime removes those of pods
 }
 
 // detachUnknown handles a sandbox that nobody has a record of: it was networked
@@ -122,6 +134,7 @@ func (e *Engine) detachUnknown(ctx context.Context, call *Call) error {
 			"what the sandbox holds: %v. If the sandbox never had a network of crinet's, crinetctl forget %s ends this",
 			call.ContainerID, err, call.ContainerID)
 	}
+	plan.Builtin = nil // the binaries know more of what binaries leave, such as iptables rules
 	log.Info("DEL for an unknown sandbox: calling the selected network's", "network", plan.Network)
 	if err := e.selected.TearDownPod(ctx, plan); err != nil {
 		return err

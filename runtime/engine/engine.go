@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -25,8 +27,11 @@ type Config struct {
 	// BootID is the kernel's boot id. An attachment of another boot has lost its
 	// network namespace.
 	BootID string
-	// HostPorts maps hostPorts; nil if crinetd does not map them.
+	// HostPorts maps hostPorts and masquerades. It may be nil where MapHostPorts is
+	// false and no plugin is built in.
 	HostPorts HostPorts
+	// MapHostPorts says whether crinetd maps hostPorts.
+	MapHostPorts bool
 	// PassPortMappings says whether the plugins get the capability portMappings.
 	PassPortMappings bool
 	// Hairpin lets a pod on a Linux bridge reach itself through the node; nil
@@ -35,6 +40,12 @@ type Config struct {
 	// StatusUnderWay says whether the selected network's STATUS is being run; nil
 	// means never.
 	StatusUnderWay func() bool
+	// FailedAdds is how many ADDs in a row may fail before new pods are refused
+	// until a trial succeeds; 0 never refuses them.
+	FailedAdds int
+	// Namespaces are for trials; nil if there are none, neither now nor in the
+	// journal.
+	Namespaces Namespaces
 	// Cache is the plugins' own record of attachments; nil if they keep none.
 	Cache OwnCache
 	// RuntimeCache is the container runtime's own record of attachments: of pods
@@ -58,6 +69,7 @@ type Engine struct {
 	metrics   *Metrics
 	bootID    string
 	hostPorts HostPorts
+	mapsPorts bool
 	passPorts bool
 	hairpin   Hairpin
 	cache     OwnCache
@@ -66,6 +78,9 @@ type Engine struct {
 	gcEvery   time.Duration
 
 	statusUnderWay func() bool
+	namespaces     Namespaces
+	trialName      string        // of the trials' namespace and container
+	trying         chan struct{} // holds a token during a trial
 
 	locks    locks
 	flights  flights
@@ -83,8 +98,9 @@ func New(c Config) *Engine {
 	e := &Engine{
 		log: c.Log, selected: c.Plugin, plugins: make(map[string]NetworkPlugin),
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
-		hostPorts: c.HostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
+		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
+		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),
 	}
 	for _, p := range append(c.Others, c.Plugin) {
@@ -96,7 +112,21 @@ func New(c Config) *Engine {
 
 // Ready says whether new pods can get a network; the error is the reason. It
 // answers from memory.
-func (e *Engine) Ready() error { return e.selected.Status() }
+func (e *Engine) Ready() error {
+	if err := e.selected.Status(); err != nil || e.failures.limit == 0 {
+		return err
+	}
+	return e.failures.refusal(e.network())
+}
+
+// network is the name of the network that is selected; empty if there is none.
+func (e *Engine) network() string {
+	plan, err := e.selected.Plan(cni.Attachment{})
+	if err != nil {
+		return ""
+	}
+	return plan.Network
+}
 
 // Status is the answer to the runtime's STATUS. While the selected network's own
 // STATUS is under way, crinet answers for itself alone: a plugin that delegates
@@ -129,15 +159,13 @@ func (c *Call) Key() journal.Key {
 	return journal.Key{ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
-// Run sweeps and collects garbage until ctx ends, and then cuts off the queue.
-// What is left to be undone stays in the journal.
+// Run sweeps, collects garbage and tries networks that fail until ctx ends, and
+// then cuts off the queue. What is left to be undone stays in the journal.
 func (e *Engine) Run(ctx context.Context) {
 	defer e.queue.close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		e.runGC(ctx)
-	}()
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() { e.runGC(ctx) })
+	parts.Go(func() { e.runTrials(ctx) })
 	e.runSweeper(ctx)
-	<-done
 }

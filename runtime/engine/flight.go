@@ -104,7 +104,7 @@ func (f *Flight) Cause() error {
 var ErrBypassed = errors.New("the runtime networked the pod without calling crinet")
 
 // Started says that the runtime has started the sandbox. It keeps the steps'
-// times, for people: the caller does not wait for the disk. The error says that
+// times, for people. The error says that
 // the sandbox runs without its network: it wraps ErrBypassed, or its attachment
 // was undone meanwhile and the sandbox must go.
 func (f *Flight) Started(ctx context.Context) error {
@@ -128,12 +128,9 @@ func (f *Flight) Started(ctx context.Context) error {
 		return fmt.Errorf("pod %s: the network of sandbox %s was removed while the sandbox started", f.pod, key.ContainerID)
 	}
 	r.Steps = steps
-	written := e.journal.PutLater(r)
-	go func() {
-		if err := <-written; err != nil {
-			e.log.Warn("the times of a pod's steps are not kept", "pod", f.pod, "sandbox", key.ContainerID, "err", err)
-		}
-	}()
+	if err := e.journal.Put(r); err != nil {
+		e.log.Warn("the times of a pod's steps are not kept", "pod", f.pod, "sandbox", key.ContainerID, "err", err)
+	}
 	return nil
 }
 

@@ -39,6 +39,7 @@ func (p *fakePlugin) Plan(a cni.Attachment) (*cni.Attachment, error) {
 		return nil, err
 	}
 	a.Network, a.ConfList = "mynet", json.RawMessage(`{"name":"mynet"}`)
+	a.Builtin = []cni.Builtin{{Type: "other"}}
 	return &a, nil
 }
 
@@ -150,6 +151,13 @@ func (j *failingJournal) Put(r *journal.Record) error {
 		return err
 	}
 	return j.Journal.Put(r)
+}
+
+func (j *failingJournal) PutDurable(r *journal.Record) error {
+	if err := j.failure(); err != nil {
+		return err
+	}
+	return j.Journal.PutDurable(r)
 }
 
 func (j *failingJournal) Delete(key journal.Key) error {

@@ -33,9 +33,10 @@ type NetworkPlugin interface {
 
 // Journal keeps records of attachments over restarts (package journal).
 type Journal interface {
+	// Put stores a record so that it survives the end of crinetd, kill -9 included.
 	Put(*journal.Record) error
-	// PutLater is Put whose outcome comes on the channel.
-	PutLater(*journal.Record) <-chan error
+	// PutDurable is Put, and survives a loss of power as well.
+	PutDurable(*journal.Record) error
 	Delete(journal.Key) error
 	Get(journal.Key) (*journal.Record, error)
 	// Sandbox returns the records of sandboxes whose id begins with prefix; all
@@ -51,15 +52,27 @@ type Sandboxes interface {
 	Has(ctx context.Context, id string) (bool, error)
 }
 
-// HostPorts maps the hostPorts of pods (package hostport).
+// HostPorts maps the hostPorts of pods and masquerades their addresses (package
+// hostport).
 type HostPorts interface {
 	// Reserve holds a pod's ports while its sandbox is in the making, or says
 	// who has them.
 	Reserve(context.Context, hostport.Pod) (*hostport.Reservation, error)
-	// Map maps the ports of a sandbox that has addresses.
+	// Map maps the ports of a sandbox that has addresses, and masquerades those.
 	Map(context.Context, hostport.Pod) error
-	// Unmap takes the mappings of a sandbox away. It may be called again.
+	// Unmap takes away what Map did for a sandbox. It may be called again, and for a
+	// sandbox that has nothing.
 	Unmap(ctx context.Context, sandboxID string) error
+}
+
+// Namespaces makes network namespaces of crinetd's own, for trials.
+type Namespaces interface {
+	// Path is where the namespace of a name is, or will be.
+	Path(name string) string
+	// Make makes the namespace of a name.
+	Make(name string) error
+	// Remove removes the namespace at path. It may be called again.
+	Remove(path string) error
 }
 
 // Hairpin lets the pod of an attachment reach itself through the node.

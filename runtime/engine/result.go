@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"net/netip"
 
-	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/cni"
 )
 
 // isNetNS says whether a path is a namespace file, and not a leftover of one.
@@ -21,23 +21,9 @@ func addresses(result json.RawMessage) []netip.Prefix {
 	if len(result) == 0 {
 		return nil
 	}
-	parsed, err := create.CreateFromBytes(result)
+	all, err := cni.Addresses(result)
 	if err != nil {
 		return nil
-	}
-	converted, err := current.GetResult(parsed)
-	if err != nil {
-		return nil
-	}
-	var all []netip.Prefix
-	for _, ip := range converted.IPs {
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(converted.Interfaces) && converted.Interfaces[*i].Sandbox == "" {
-			continue
-		}
-		address, ok := netip.AddrFromSlice(ip.Address.IP)
-		if bits, _ := ip.Address.Mask.Size(); ok {
-			all = append(all, netip.PrefixFrom(address.Unmap(), bits))
-		}
 	}
 	return all
 }

@@ -130,11 +130,12 @@ func (e *Engine) sweepRecords(records []*journal.Record, inFlight map[journal.Ke
 
 // wanted says whether an attachment belongs to somebody: to a call in flight, to
 // a sandbox that the runtime has, or to one that the runtime may be about to have.
+// A trial that is over belongs to nobody.
 func (e *Engine) wanted(r *journal.Record, inFlight map[journal.Key]bool, listed bool) bool {
 	switch {
 	case inFlight[r.Key()] || e.flights.has(r.Key()):
 		return true
-	case !e.Stands(r):
+	case r.Trial || !e.Stands(r):
 		return false
 	case listed:
 		e.flights.settle(r.Key())

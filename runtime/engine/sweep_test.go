@@ -298,15 +298,12 @@ func TestRecoverManyRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var written []<-chan error
 	for i := range records {
 		a := cachedAs(fmt.Sprintf("%064x", i))
-		written = append(written, j.PutLater(&journal.Record{
+		err := j.Put(&journal.Record{
 			State: journal.Attached, Plugin: "cni", Attachment: a, BootID: "boot", Created: time.Now(),
-		}))
-	}
-	for _, done := range written {
-		if err := <-done; err != nil {
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

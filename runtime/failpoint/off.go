@@ -14,6 +14,9 @@ func Journal(j engine.Journal) engine.Journal { return j }
 // Runner returns r.
 func Runner(r cni.Runner) cni.Runner { return r }
 
+// Builtin returns b.
+func Builtin(b cni.BuiltinRunner) cni.BuiltinRunner { return b }
+
 // HostPorts returns h.
 func HostPorts(h engine.HostPorts) engine.HostPorts { return h }
 

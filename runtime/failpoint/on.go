@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/journal"
@@ -38,24 +39,21 @@ func hit(point string) {
 }
 
 // Journal puts a journal's writes between points. They are named by the state of
-// the record; "steps" is a write that nobody waits for, "delete" a removal.
+// the record; "steps" is the write that keeps the times of all steps, "delete" a removal.
 func Journal(j engine.Journal) engine.Journal { return points{j} }
 
 type points struct{ engine.Journal }
 
 func (p points) Put(r *journal.Record) error {
-	return around("journal", string(r.State), func() error { return p.Journal.Put(r) })
+	what := string(r.State)
+	if n := len(r.Steps); r.State == journal.Attached && n > 0 && r.Steps[n-1].Step == string(engine.StepStart) {
+		what = "steps"
+	}
+	return around("journal", what, func() error { return p.Journal.Put(r) })
 }
 
-func (p points) PutLater(r *journal.Record) <-chan error {
-	hit("journal steps before")
-	written, done := p.Journal.PutLater(r), make(chan error, 1)
-	go func() {
-		err := <-written
-		hit("journal steps after")
-		done <- err
-	}()
-	return done
+func (p points) PutDurable(r *journal.Record) error {
+	return around("journal", string(r.State), func() error { return p.Journal.PutDurable(r) })
 }
 
 func (p points) Delete(key journal.Key) error {
@@ -79,6 +77,19 @@ func (r runner) Run(ctx context.Context, path string, stdin []byte, env []string
 		return err
 	})
 	return stdout, stderr, err
+}
+
+// Builtin puts the runs of built-in plugins between the same points as their exec.
+func Builtin(b cni.BuiltinRunner) cni.BuiltinRunner { return builtins{b} }
+
+type builtins struct{ next cni.BuiltinRunner }
+
+func (b builtins) Execute(ctx context.Context, call *builtin.Call) (stdout []byte, err error) {
+	err = around("exec", call.Command+" "+call.Type, func() error {
+		stdout, err = b.next.Execute(ctx, call)
+		return err
+	})
+	return stdout, err
 }
 
 // HostPorts puts changes of the hostPort table between points.

@@ -113,10 +113,22 @@ func (i Installer) Install(cniVersion string) (changed bool, err error) {
 	return newShim || newConf, nil
 }
 
+// paths are those of configuration and shim.
+func (i Installer) paths() []string {
+	return []string{filepath.Join(i.ConfDir, ConfListName), filepath.Join(i.BinDir, PluginName)}
+}
+
+// removeUnfinished removes what a crash in Install left behind.
+func (i Installer) removeUnfinished() {
+	for _, path := range i.paths() {
+		dirs.RemoveUnfinished(path)
+	}
+}
+
 // Remove takes configuration and shim away, in this order, and says whether
 // there was anything.
 func (i Installer) Remove() (changed bool, err error) {
-	for _, path := range []string{filepath.Join(i.ConfDir, ConfListName), filepath.Join(i.BinDir, PluginName)} {
+	for _, path := range i.paths() {
 		switch err := os.Remove(path); {
 		case err == nil:
 			changed = true

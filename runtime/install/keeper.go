@@ -41,6 +41,8 @@ type Keeper struct {
 	mu      sync.Mutex        // guards what follows: one Keep at a time
 	places  map[string]*place // conf dir -> what is installed there
 	failure failureLog
+	// oldBinDirs are those that the shim must still be taken out of.
+	oldBinDirs []string
 }
 
 // view is what one Keep saw. It is not changed afterwards.
@@ -130,15 +132,23 @@ func (k *Keeper) keepAll(dirs []string, binDir string, facts *upstream.Facts) er
 	for _, dir := range dirs {
 		p := k.places[dir]
 		if p == nil || p.installer.BinDir != binDir {
+			if p != nil {
+				k.oldBinDirs = append(k.oldBinDirs, p.installer.BinDir)
+			}
 			p = &place{installer: Installer{ConfDir: dir, BinDir: binDir, Shim: k.config.Shim, Socket: k.config.Socket}}
+			p.installer.removeUnfinished()
 			k.places[dir] = p
 		}
 		errs = append(errs, p.keep(facts, k.log))
 	}
-	for dir := range k.places {
+	for dir, p := range k.places {
 		if !slices.Contains(dirs, dir) {
+			k.oldBinDirs = append(k.oldBinDirs, p.installer.BinDir)
 			errs = append(errs, k.leave(dir))
 		}
+	}
+	if errors.Join(errs...) == nil {
+		errs = append(errs, k.leaveBinDirs(binDir))
 	}
 	return errors.Join(errs...)
 }
@@ -151,6 +161,21 @@ func (k *Keeper) leave(dir string) error {
 	}
 	k.log.Info("the runtime uses another conf dir now: crinet's configuration is removed from the old one", "dir", dir)
 	delete(k.places, dir)
+	return nil
+}
+
+// leaveBinDirs takes the shim out of bin dirs in which the runtime does not look
+// first any more, once it stands where it does. The caller holds the lock.
+func (k *Keeper) leaveBinDirs(now string) error {
+	for len(k.oldBinDirs) > 0 {
+		if dir := k.oldBinDirs[0]; !sameDir(dir, now) {
+			if err := os.Remove(filepath.Join(dir, PluginName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("the runtime uses another bin dir now, and the crinet plugin cannot be removed from the old one: %w", err)
+			}
+			k.log.Info("the runtime uses another bin dir now: the crinet plugin is removed from the old one", "dir", dir)
+		}
+		k.oldBinDirs = k.oldBinDirs[1:]
+	}
 	return nil
 }
 

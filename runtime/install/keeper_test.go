@@ -426,3 +426,65 @@ func TestRunKeepsFiles(t *testing.T) {
 		t.Fatal("Run does not end")
 	}
 }
+
+// The runtime's bin dir changes: the shim goes there, and out of the old one.
+func TestBinDirOfTheRuntimeChanges(t *testing.T) {
+	r := newRig(t)
+	k := r.standing()
+	facts := r.facts()
+	facts.BinDirs = []string{filepath.Join(r.dir, "other")}
+	r.says(facts)
+	k.Keep()
+	if !exists(filepath.Join(r.dir, "other", PluginName)) || exists(r.shim()) {
+		t.Errorf("the shim is in the new bin dir: %t, in the old one: %t",
+			exists(filepath.Join(r.dir, "other", PluginName)), exists(r.shim()))
+	}
+	// Both change at once, to a directory that leads to the same.
+	facts.ConfDir, facts.BinDirs = filepath.Join(r.dir, "conf2"), []string{filepath.Join(r.dir, "link")}
+	if err := os.Symlink("other", facts.BinDirs[0]); err != nil {
+		t.Fatal(err)
+	}
+	r.says(facts)
+	k.Keep()
+	if !exists(filepath.Join(r.dir, "other", PluginName)) || exists(r.conf()) {
+		t.Errorf("the shim is gone from the directory in use, or the old configuration stays")
+	}
+}
+
+// What a crash left between making a file and renaming it is removed at the start,
+// and nothing else.
+func TestUnfinishedFilesAreRemoved(t *testing.T) {
+	unfinished := func(r *rig) []string {
+		return []string{
+			filepath.Join(r.confDir, "."+ConfListName+".12345.tmp"), filepath.Join(r.binDir, "."+PluginName+".987.tmp"),
+		}
+	}
+	for name, keep := range map[string]func(*rig){
+		"keeper": func(r *rig) { NewKeeper(r.config).Keep() },
+		"mirror": func(r *rig) { NewMirror(r.config).Keep() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.write(filepath.Join(r.config.NetworkConfDir, "10-net.conf"), "{}")
+			others := []string{
+				filepath.Join(r.binDir, ".bridge.12345.tmp"), filepath.Join(r.binDir, "."+PluginName+".mine.tmp"),
+				filepath.Join(r.confDir, "."+ConfListName+".12345"),
+			}
+			for _, path := range append(unfinished(r), others...) {
+				r.write(path, "half")
+			}
+			r.says(r.facts())
+			keep(r)
+			for _, path := range unfinished(r) {
+				if exists(path) {
+					t.Errorf("%s is left", path)
+				}
+			}
+			for _, path := range others {
+				if !exists(path) {
+					t.Errorf("%s is removed", path)
+				}
+			}
+		})
+	}
+}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 
 	"github.com/crinet-project/crinet/internal/backoff"
+	"github.com/crinet-project/crinet/internal/dirs"
 )
 
 // Mirror is what crinetd keeps at the runtime under noop: nothing of crinet's,
@@ -20,6 +22,7 @@ type Mirror struct {
 	config  Config
 	log     *slog.Logger
 	failure failureLog
+	cleaned []string // conf dirs that hold no unfinished files of an earlier run
 }
 
 // NewMirror returns a mirror. Nothing happens before Keep or Run.
@@ -37,12 +40,17 @@ func (m *Mirror) Run(ctx context.Context) {
 // failure is logged when it begins or changes, and is tried again with the next
 // call.
 func (m *Mirror) Keep() {
-	dirs, binDir, _ := m.config.where(m.config.Runtime.Last().Facts)
+	confDirs, binDir, _ := m.config.where(m.config.Runtime.Last().Facts)
 	var errs []error
-	for _, dir := range dirs { // none while the runtime has not answered
+	for _, dir := range confDirs { // none while the runtime has not answered
 		// The copies first, so that the conf dir is never without a configuration.
 		if !sameDir(dir, m.config.NetworkConfDir) {
 			errs = append(errs, m.copyAll(dir))
+		}
+		if !slices.Contains(m.cleaned, dir) {
+			m.cleaned = append(m.cleaned, dir)
+			Installer{ConfDir: dir, BinDir: binDir}.removeUnfinished()
+			dirs.RemoveUnfinished(filepath.Join(dir, manifestName))
 		}
 		removed, err := Installer{ConfDir: dir, BinDir: binDir}.Remove()
 		if removed {

@@ -125,6 +125,12 @@ func (k *Keeper) Notice() string {
 			"give it a conf_dir of its own in "+settings)
 	}
 	unserved := k.view.Load().unserved
+	for _, handler := range slices.Sorted(maps.Keys(facts.HandlerMaxConfNum)) {
+		if _, left := unserved[handler]; !left && facts.HandlerMaxConfNum[handler] != 1 {
+			notices = append(notices, fmt.Sprintf("cni_max_conf_num of runtime handler %s is %d in %s: its pods are attached to other configurations in %s as well; set it to 1",
+				handler, facts.HandlerMaxConfNum[handler], settings, facts.Handlers[handler]))
+		}
+	}
 	for _, handler := range slices.Sorted(maps.Keys(unserved)) {
 		notices = append(notices, fmt.Sprintf("runtime handler %s has a conf dir of its own, %s: crinet leaves its pods alone; --runtime-handlers=%s changes that",
 			handler, unserved[handler], handler))

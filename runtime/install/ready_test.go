@@ -168,6 +168,10 @@ func TestNotice(t *testing.T) {
 		"max_conf_num 2":        {func(_ *rig, f *upstream.Facts) { f.MaxConfNum = 2 }, []string{"max_conf_num is 2", "config.toml"}},
 		"max_conf_num 0":        {func(_ *rig, f *upstream.Facts) { f.MaxConfNum = 0 }, []string{"max_conf_num is 0"}},
 		"shared":                {func(r *rig, f *upstream.Facts) { f.ConfDir = r.config.NetworkConfDir + "/" }, []string{"networks", "shares", "conf_dir"}},
+		"a handler's own": {func(r *rig, f *upstream.Facts) {
+			r.config.Handlers, f.Handlers = []string{"kata", "crun"}, map[string]string{"kata": "/nonexistent", "crun": r.confDir}
+			f.HandlerMaxConfNum = map[string]int{"kata": 2, "crun": 1}
+		}, []string{"cni_max_conf_num of runtime handler kata is 2", "/nonexistent"}},
 		"handlers": {func(_ *rig, f *upstream.Facts) { f.Handlers = map[string]string{"kata": "/k", "gvisor": "/g"} },
 			[]string{"runtime handler gvisor", "/g", "--runtime-handlers=gvisor", "runtime handler kata", "/k"}},
 	} {

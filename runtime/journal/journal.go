@@ -1,11 +1,22 @@
-// Package journal records, in one bbolt file, what crinetd did for which sandbox.
-// From the records crinetd can undo it after any crash and any change of the
-// configuration.
+// Package journal records what crinetd did for which sandbox. From the records
+// crinetd can undo it after any crash and any change of the configuration.
 //
-// Put and Delete return when the change is on the disk. Changes that arrive while
-// a transaction is being written share the next one, so that fifty pods at once do
-// not wait for fifty syncs. Reads see what is written. A Journal may be used from
-// many goroutines; a lock on the file keeps a second process out.
+// # Files
+//
+// One bbolt file holds all records as of the last checkpoint, and a log beside it
+// what has changed since. A change is appended to the log by one write, and thus
+// survives the end of crinetd, kill -9 included: what is written is the kernel's.
+// [Journal.PutDurable] waits until it is on the disk as well, and so survives a loss
+// of power; callers that come together share one sync. When the log has grown, and at
+// Open and Close, its changes go to the bbolt file in one transaction, and the log
+// begins anew. The log names the transaction that it follows, so that it is never
+// applied to another state of the file.
+//
+// After a loss of power the journal is that of the last sync or later: the log ends
+// where its checksums do.
+//
+// A Journal may be used from many goroutines; a lock on the file keeps a second
+// process out. Reads are answered from memory.
 package journal
 
 import (
@@ -15,28 +26,24 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
-	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
-// fileName is the journal's name in the state dir.
-const fileName = "journal.db"
-
-// lockTimeout is how long Open waits for another process to let go of the file.
-const lockTimeout = 2 * time.Second
-
-// maxBatch bounds the changes that are written in one transaction.
-const maxBatch = 256
-
-var (
-	recordsBucket = []byte("records")
-	metaBucket    = []byte("meta")
+// The journal's names in the state dir.
+const (
+	fileName = "journal.db"
+	logName  = fileName + ".log"
 )
+
+// maxLog is the size in bytes from which on the log's changes go to the bbolt file:
+// some hundred pods.
+const maxLog = 4 << 20
 
 // ErrInUse is returned by Open when another process has the journal open.
 var ErrInUse = errors.New("another crinetd has it open")
@@ -50,19 +57,18 @@ var errClosed = errors.New("journal: closed")
 
 // Journal is an open journal.
 type Journal struct {
-	db      *bbolt.DB
-	frozen  error // why no change can be written; usually nil
-	changes chan change
-	done    chan struct{} // closed when the writer has ended
+	db     *bbolt.DB
+	slog   *slog.Logger
+	frozen error // why no change can be written; usually nil
+	syncer syncer
+	// waiting are the callers that wait for a sync.
+	waiting sync.WaitGroup
 
-	mu     sync.RWMutex // guards the closing of changes
+	mu     sync.RWMutex // guards what follows
+	log    *logFile
+	now    contents
+	dirty  map[address]struct{} // what has changed since the checkpoint
 	closed bool
-}
-
-// change is one change that waits for its transaction.
-type change struct {
-	bucket, key, value []byte // a nil value deletes
-	done               chan<- error
 }
 
 // Open opens the journal in dir and makes both if they are missing. If the file is
@@ -75,182 +81,147 @@ func Open(dir string, log *slog.Logger) (j *Journal, moved string, err error) {
 		return nil, "", fmt.Errorf("state dir: %w", err)
 	}
 	path := filepath.Join(dir, fileName)
-	db, err := openFile(path)
+	j, err = openBoth(path, log)
 	if err != nil && damaged(err) {
-		moved = fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+		suffix := ".damaged-" + time.Now().UTC().Format("20060102T150405.000")
+		moved = path + suffix
 		log.Error("the journal is damaged: it is moved aside and a new one begun; "+
 			"crinetd recovers the networks of its pods from the cache of CNI results",
 			"file", path, "movedTo", moved, "err", err)
-		if err := os.Rename(path, moved); err != nil {
+		if err := moveAside(dir, suffix); err != nil {
 			return nil, "", fmt.Errorf("journal %s is damaged and cannot be moved aside: %w", path, err)
 		}
-		db, err = openFile(path)
+		j, err = openBoth(path, log)
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("journal %s: %w", path, err)
 	}
-	if db.IsReadOnly() {
-		err = fmt.Errorf("journal %s: the file system was read-only when crinetd started: %w; repair it and restart crinetd", path, syscall.EROFS)
-		log.Error("no pod can be networked, and no removal be recorded", "err", err)
+	if j.db.IsReadOnly() {
+		j.frozen = fmt.Errorf("journal %s: the file system was read-only when crinetd started: %w; repair it and restart crinetd", path, syscall.EROFS)
+		log.Error("no pod can be networked, and no removal be recorded", "err", j.frozen)
 	}
-	j = &Journal{
-		db:      db,
-		frozen:  err,
-		changes: make(chan change, maxBatch),
-		done:    make(chan struct{}),
-	}
-	go j.write()
 	return j, moved, nil
 }
 
-// openFile opens the file and reads every record. bbolt trusts the pages of its
-// file, so that damage can cause a panic or a fault in mapped memory; openFile
-// returns both as errors.
-func openFile(path string) (db *bbolt.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			db, err = nil, damageError{fmt.Errorf("%v", p)}
-		}
-	}()
-	options := &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType}
-	db, err = bbolt.Open(path, 0o600, options)
-	if errors.Is(err, syscall.EROFS) {
-		options.ReadOnly = true
-		db, err = bbolt.Open(path, 0o600, options)
+// moveAside renames the bbolt file, and the log that belongs to it.
+func moveAside(dir, suffix string) error {
+	file, log := filepath.Join(dir, fileName), filepath.Join(dir, logName)
+	if err := os.Rename(file, file+suffix); err != nil {
+		return err
+	}
+	err := os.Rename(log, log+suffix)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// openBoth opens both files and brings them together.
+func openBoth(path string, log *slog.Logger) (*Journal, error) {
+	db, now, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{db: db, slog: log, now: now, dirty: make(map[address]struct{})}
+	j.syncer.requests = make(chan chan<- error, syncQueue)
+	j.syncer.done = make(chan struct{})
+	var changes []change
+	j.log, changes, err = openLog(filepath.Join(filepath.Dir(path), logName), db.IsReadOnly(), transaction(db))
+	if err == nil {
+		err = j.replay(changes)
 	}
 	if err != nil {
-		return nil, openError(err)
-	}
-	if err := prepare(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return db, nil
+	go j.syncer.run(j.syncLog)
+	return j, nil
 }
 
-// openError marks the errors that are about the file's contents. bbolt has many of
-// those, so it marks all but the errors of the system.
-func openError(err error) error {
-	var errno syscall.Errno
-	switch {
-	case errors.Is(err, bbolterrors.ErrTimeout):
-		return ErrInUse
-	case errors.As(err, &errno):
-		return err
-	default:
-		return damageError{err}
-	}
-}
-
-// prepare makes the buckets and checks that every record can be read.
-func prepare(db *bbolt.DB) error {
-	if !db.IsReadOnly() {
-		if err := makeBuckets(db); err != nil {
-			return err
-		}
-	}
-	return db.View(func(tx *bbolt.Tx) error {
-		if tx.Bucket(recordsBucket) == nil || tx.Bucket(metaBucket) == nil {
-			return errors.New("it was never written to") // only a read-only file has no buckets here
-		}
-		return tx.Bucket(recordsBucket).ForEach(func(key, data []byte) error {
-			_, err := decode(key, data)
-			if err != nil && !errors.Is(err, ErrNewer) {
-				return damageError{err}
-			}
-			return err
-		})
-	})
-}
-
-func makeBuckets(db *bbolt.DB) error {
-	return db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{recordsBucket, metaBucket} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+// replay applies the log's changes, and begins a new log.
+func (j *Journal) replay(changes []change) error {
+	for _, c := range changes {
+		if c.bucket == recordsIn && c.value != nil {
+			if err := check([]byte(c.key), c.value); err != nil {
 				return err
 			}
 		}
+		j.now.apply(c)
+		j.dirty[c.address] = struct{}{}
+	}
+	if len(changes) == 0 || j.db.IsReadOnly() {
 		return nil
-	})
+	}
+	if err := j.checkpoint(); err != nil {
+		j.slog.Error("the journal's log grows for now", "err", err)
+	}
+	return nil
 }
 
-// damageError marks an error as one of the file's contents.
-type damageError struct{ error }
+// Put stores a record so that it survives the end of crinetd, however that comes.
+// After an error it may be stored or not.
+func (j *Journal) Put(r *Record) error { return j.put(r, false) }
 
-func (e damageError) Unwrap() error { return e.error }
+// PutDurable stores a record as Put does, and so that it survives a loss of power.
+func (j *Journal) PutDurable(r *Record) error { return j.put(r, true) }
 
-func damaged(err error) bool {
-	var d damageError
-	return errors.As(err, &d)
-}
-
-// Put stores a record. When it returns nil, the record is on the disk; after an
-// error it may be or not.
-func (j *Journal) Put(r *Record) error { return <-j.PutLater(r) }
-
-// PutLater stores a record as Put does, but does not wait. The channel gets the
-// outcome. Changes are written in the order of the calls.
-func (j *Journal) PutLater(r *Record) <-chan error {
+func (j *Journal) put(r *Record, durable bool) error {
 	data, err := encode(r)
 	if err != nil {
-		done := make(chan error, 1)
-		done <- err
-		return done
+		return err
 	}
-	return j.change(recordsBucket, []byte(r.Key().String()), data)
+	return j.change(change{address{recordsIn, r.Key().String()}, data}, durable)
 }
 
-// Delete removes a record. It returns nil if there is none.
+// Delete removes a record. It returns nil if there is none. It survives what Put
+// survives.
 func (j *Journal) Delete(key Key) error {
-	return <-j.change(recordsBucket, []byte(key.String()), nil)
+	return j.change(change{address{recordsIn, key.String()}, nil}, false)
 }
 
 // Get returns a record, or nil if there is none.
-func (j *Journal) Get(key Key) (r *Record, err error) {
-	err = j.db.View(func(tx *bbolt.Tx) error {
-		if data := tx.Bucket(recordsBucket).Get([]byte(key.String())); data != nil {
-			r, err = decode([]byte(key.String()), data)
-		}
-		return err
-	})
-	return r, err
+func (j *Journal) Get(key Key) (*Record, error) {
+	j.mu.RLock()
+	data := j.now.records[key.String()]
+	j.mu.RUnlock()
+	if data == nil {
+		return nil, nil
+	}
+	return decode([]byte(key.String()), data)
 }
 
 // Sandbox returns the records of the sandboxes whose id begins with prefix, ordered
 // by id. Runtimes accept a unique prefix in place of an id.
 func (j *Journal) Sandbox(prefix string) (records []*Record, err error) {
-	err = j.db.View(func(tx *bbolt.Tx) error {
-		cursor := tx.Bucket(recordsBucket).Cursor()
-		for key, data := cursor.Seek([]byte(prefix)); key != nil && bytes.HasPrefix(key, []byte(prefix)); key, data = cursor.Next() {
-			r, err := decode(key, data)
-			if err != nil {
-				return err
-			}
-			records = append(records, r)
+	j.mu.RLock()
+	found := j.now.withPrefix(prefix)
+	j.mu.RUnlock()
+	for _, c := range found {
+		r, err := decode([]byte(c.key), c.value)
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	return records, err
+		records = append(records, r)
+	}
+	return records, nil
 }
 
 // All returns all records, in the order of their sandboxes' ids.
 func (j *Journal) All() ([]*Record, error) { return j.Sandbox("") }
 
-// PutMeta stores a value that does not belong to a sandbox.
+// PutMeta stores a value that does not belong to a sandbox, as PutDurable does.
 func (j *Journal) PutMeta(name string, value []byte) error {
-	return <-j.change(metaBucket, []byte(name), bytes.Clone(value))
+	return j.change(change{address{metaIn, name}, bytes.Clone(value)}, true)
 }
 
 // Meta returns a value that PutMeta stored, or nil.
 func (j *Journal) Meta(name string) (value []byte, err error) {
-	err = j.db.View(func(tx *bbolt.Tx) error {
-		value = bytes.Clone(tx.Bucket(metaBucket).Get([]byte(name)))
-		return nil
-	})
-	return value, err
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return bytes.Clone(j.now.meta[name]), nil
 }
 
-// Close writes the changes that wait and closes the file. Later changes fail.
+// Close writes all changes to the bbolt file and closes both files. Later changes
+// fail.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	if j.closed {
@@ -258,65 +229,72 @@ func (j *Journal) Close() error {
 		return nil
 	}
 	j.closed = true
-	close(j.changes)
 	j.mu.Unlock()
-	<-j.done
-	return j.db.Close()
+	j.waiting.Wait()
+	close(j.syncer.requests)
+	<-j.syncer.done
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var err error
+	if len(j.dirty) > 0 && j.frozen == nil {
+		err = j.checkpoint()
+	}
+	return errors.Join(err, j.log.close(), j.db.Close())
 }
 
-// change hands a change to the writer. The channel gets the outcome.
-func (j *Journal) change(bucket, key, value []byte) <-chan error {
-	done := make(chan error, 1)
-	j.mu.RLock()
-	defer j.mu.RUnlock()
+// change writes a change, and waits for the disk if it is to be durable.
+func (j *Journal) change(c change, durable bool) error {
+	err := j.write(c, durable)
+	if err == nil && durable {
+		err = <-j.syncer.request()
+		j.waiting.Done()
+	}
+	if err != nil && !errors.Is(err, errClosed) && j.frozen == nil {
+		err = fmt.Errorf("journal %s: write: %w", j.db.Path(), err)
+	}
+	return err
+}
+
+// write writes a change. With durable the caller must ask for a sync, and say when it
+// is over.
+func (j *Journal) write(c change, durable bool) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	switch {
 	case j.closed:
-		done <- errClosed
-		return done
+		return errClosed
 	case j.frozen != nil:
-		done <- j.frozen
-		return done
+		return j.frozen
 	}
-	j.changes <- change{bucket: bucket, key: key, value: value, done: done}
-	return done
-}
-
-// write is the writer. It takes a change and all that have come meanwhile, and
-// writes them in one transaction, until the channel is closed and empty.
-func (j *Journal) write() {
-	defer close(j.done)
-	for first := range j.changes {
-		j.commit(j.gather(first))
+	appended := j.log.append(c)
+	if appended != nil && c.value != nil {
+		return appended
 	}
-}
-
-// gather returns a change and those that wait behind it.
-func (j *Journal) gather(first change) []change {
-	batch := []change{first}
-	for len(batch) < maxBatch {
-		select {
-		case c, ok := <-j.changes:
-			if !ok {
-				return batch
-			}
-			batch = append(batch, c)
-		default:
-			return batch
+	j.now.apply(c)
+	j.dirty[c.address] = struct{}{}
+	if appended != nil || j.log.size >= maxLog {
+		// Where the log has no room, a removal may fit into the bbolt file.
+		if err := j.checkpoint(); err != nil && appended != nil {
+			return errors.Join(appended, err)
 		}
 	}
-	return batch
+	if durable {
+		j.waiting.Add(1)
+	}
+	return nil
 }
 
-// commit writes a batch and answers each of its changes.
-func (j *Journal) commit(batch []change) {
+// checkpoint writes what has changed to the bbolt file and begins a new log. The
+// caller holds mu.
+func (j *Journal) checkpoint() error {
 	err := j.db.Update(func(tx *bbolt.Tx) error {
-		for _, c := range batch {
-			bucket := tx.Bucket(c.bucket)
+		for at := range j.dirty {
+			bucket := tx.Bucket(bucketNames[at.bucket])
 			var err error
-			if c.value == nil {
-				err = bucket.Delete(c.key)
+			if value := j.now.get(at); value != nil {
+				err = bucket.Put([]byte(at.key), value)
 			} else {
-				err = bucket.Put(c.key, c.value)
+				err = bucket.Delete([]byte(at.key))
 			}
 			if err != nil {
 				return err
@@ -325,9 +303,64 @@ func (j *Journal) commit(batch []change) {
 		return nil
 	})
 	if err != nil {
-		err = fmt.Errorf("journal %s: write: %w", j.db.Path(), err)
+		return err
 	}
-	for _, c := range batch {
-		c.done <- err
+	clear(j.dirty)
+	return j.log.reset(transaction(j.db))
+}
+
+// syncLog brings the log to the disk. If that fails the kernel may have dropped what
+// it could not write, so that the bbolt file has to have it.
+func (j *Journal) syncLog() error {
+	err := j.log.sync()
+	if err == nil {
+		return nil
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return errors.Join(err, j.checkpoint())
+}
+
+// contents is what the journal holds, encoded.
+type contents struct {
+	records map[string][]byte
+	keys    []string // of records, sorted
+	meta    map[string][]byte
+}
+
+func (c *contents) get(at address) []byte {
+	if at.bucket == metaIn {
+		return c.meta[at.key]
+	}
+	return c.records[at.key]
+}
+
+func (c *contents) apply(change change) {
+	if change.bucket == metaIn {
+		c.meta[change.key] = change.value
+		return
+	}
+	i, found := slices.BinarySearch(c.keys, change.key)
+	switch {
+	case change.value == nil && found:
+		delete(c.records, change.key)
+		c.keys = slices.Delete(c.keys, i, i+1)
+	case change.value != nil:
+		c.records[change.key] = change.value
+		if !found {
+			c.keys = slices.Insert(c.keys, i, change.key)
+		}
+	}
+}
+
+// withPrefix returns the records whose keys begin so, in their order.
+func (c *contents) withPrefix(prefix string) (found []change) {
+	first, _ := slices.BinarySearch(c.keys, prefix)
+	for _, key := range c.keys[first:] {
+		if !strings.HasPrefix(key, prefix) {
+			break
+		}
+		found = append(found, change{address{recordsIn, key}, c.records[key]})
+	}
+	return found
 }

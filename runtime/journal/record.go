@@ -62,6 +62,9 @@ type Record struct {
 	Steps []StepTime `json:"steps,omitempty"`
 	// Adopted says that the runtime made the attachment before crinetd came.
 	Adopted bool `json:"adopted,omitempty"`
+	// Trial says that the attachment is no pod's: crinetd tries whether the network
+	// works.
+	Trial bool `json:"trial,omitempty"`
 	// Tries and LastError tell of failed attempts to undo the attachment.
 	Tries     int    `json:"tries,omitempty"`
 	LastError string `json:"lastError,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 // pipe passes a call on as two independent streams of frames. A unary call has
@@ -18,7 +19,11 @@ func (p *Proxy) pipe(u *underWay, stream grpc.ServerStream, c *call) error {
 	// The goroutine ends with the call: when the handler returns, gRPC cancels both
 	// streams.
 	go passRequests(stream, up, u.cancel)
-	return passAnswers(stream, up)
+	sendHeader := stream.SendHeader
+	if p.unary[c.method] {
+		sendHeader = stream.SetHeader // goes out with the answer, in one write
+	}
+	return passAnswers(stream, up, sendHeader)
 }
 
 // passRequests copies the caller's messages and its half-close upstream. A failure
@@ -49,14 +54,14 @@ func passRequests(stream grpc.ServerStream, up grpc.ClientStream, cancel context
 
 // passAnswers copies headers, messages and trailers to the caller. It returns the
 // status with which upstream ended the call.
-func passAnswers(stream grpc.ServerStream, up grpc.ClientStream) error {
+func passAnswers(stream grpc.ServerStream, up grpc.ClientStream, sendHeader func(metadata.MD) error) error {
 	header, err := up.Header()
 	if err != nil {
 		return err
 	}
 	// Without headers the call ended at once; RecvMsg returns its status.
 	if header != nil {
-		if err := stream.SendHeader(outgoing(header)); err != nil {
+		if err := sendHeader(outgoing(header)); err != nil {
 			return err
 		}
 	}

@@ -84,6 +84,7 @@ type Proxy struct {
 	log      *slog.Logger
 	hooks    map[string]Hook
 	methods  map[string]bool
+	unary    map[string]bool // those of methods that are no streams
 	onResult func(method string, code codes.Code, d time.Duration)
 	classes  map[string]class // of methods; all others pass
 
@@ -116,6 +117,7 @@ func New(c Config) (*Proxy, error) {
 		log:       c.Log,
 		hooks:     maps.Clone(c.Hooks),
 		methods:   knownMethods(c.Hooks),
+		unary:     unaryMethods(),
 		onResult:  c.Observe,
 		classes:   classify(c.Drain),
 		grace:     c.Grace,
@@ -153,11 +155,8 @@ func New(c Config) (*Proxy, error) {
 // knownMethods returns the methods of the CRI version that crinetd was built with,
 // and the hooked ones.
 func knownMethods(hooks map[string]Hook) map[string]bool {
-	known := make(map[string]bool)
-	for _, service := range []*grpc.ServiceDesc{&runtimeapi.RuntimeService_ServiceDesc, &runtimeapi.ImageService_ServiceDesc} {
-		for _, m := range service.Methods {
-			known["/"+service.ServiceName+"/"+m.MethodName] = true
-		}
+	known := unaryMethods()
+	for _, service := range services() {
 		for _, s := range service.Streams {
 			known["/"+service.ServiceName+"/"+s.StreamName] = true
 		}
@@ -166,6 +165,21 @@ func knownMethods(hooks map[string]Hook) map[string]bool {
 		known[method] = true
 	}
 	return known
+}
+
+// unaryMethods returns the methods of that CRI version that are no streams.
+func unaryMethods() map[string]bool {
+	unary := make(map[string]bool)
+	for _, service := range services() {
+		for _, m := range service.Methods {
+			unary["/"+service.ServiceName+"/"+m.MethodName] = true
+		}
+	}
+	return unary
+}
+
+func services() []*grpc.ServiceDesc {
+	return []*grpc.ServiceDesc{&runtimeapi.RuntimeService_ServiceDesc, &runtimeapi.ImageService_ServiceDesc}
 }
 
 // Close ends the upstream connections, and with them all calls under way.

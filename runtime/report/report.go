@@ -68,6 +68,9 @@ func (s *Source) networks(status *admin.Status) {
 	now := s.Watcher.Snapshot()
 	if network, err := s.Selection.Selected(); err == nil {
 		status.Network, status.NetworkFile, status.Selected = network.Name, network.File, s.Selection.Reason()
+		for _, how := range s.Chain.How(network) {
+			status.NetworkPlugins = append(status.NetworkPlugins, admin.NetworkPlugin(how))
+		}
 	}
 	if said := s.Chain.StatusReport(); said.Network != "" {
 		status.NetworkStatus = "good"
@@ -165,9 +168,23 @@ func (s *Source) Forget(ctx context.Context, what admin.Forget) ([]admin.Pod, er
 	return podViews(forgotten), nil
 }
 
+// Try is a trial of the selected network.
+func (s *Source) Try(ctx context.Context) (admin.Trial, error) {
+	trial, err := s.Engine.Try(ctx)
+	if err != nil {
+		return admin.Trial{}, err
+	}
+	return admin.Trial{
+		Network: trial.Network, Addresses: trial.Addresses, Add: trial.Add.Seconds(), Del: trial.Del.Seconds(),
+	}, nil
+}
+
 func podViews(records []*journal.Record) []admin.Pod {
 	pods := make([]admin.Pod, 0, len(records))
 	for _, r := range records {
+		if r.Trial && r.Tries == 0 {
+			continue // no pod's; one that cannot be removed must be seen
+		}
 		pod := admin.Pod{
 			Namespace: r.Pod.Namespace, Name: r.Pod.Name, UID: r.Pod.UID,
 			SandboxID: r.Attachment.ContainerID, State: string(r.State),

@@ -28,6 +28,8 @@ type Facts struct {
 	// Handlers are the conf dirs of runtime handlers that have one of their own,
 	// by the handler's name.
 	Handlers map[string]string
+	// HandlerMaxConfNum is MaxConfNum of those handlers that have one of their own.
+	HandlerMaxConfNum map[string]int
 	// Loaded are the names of the networks that the runtime has loaded from its
 	// conf dir.
 	Loaded []string
@@ -55,7 +57,8 @@ type config struct {
 	} `json:"cni"`
 	Containerd struct {
 		Runtimes map[string]struct {
-			CNIConfDir string `json:"cniConfDir"`
+			CNIConfDir    string `json:"cniConfDir"`
+			CNIMaxConfNum int    `json:"cniMaxConfNum"` // 0 means MaxConfNum
 		} `json:"runtimes"`
 	} `json:"containerd"`
 }
@@ -90,6 +93,12 @@ func readFacts(name, version string, resp *runtimeapi.StatusResponse) *Facts {
 	for handler, settings := range c.Containerd.Runtimes {
 		if settings.CNIConfDir != "" {
 			f.Handlers[handler] = settings.CNIConfDir
+			if settings.CNIMaxConfNum != 0 {
+				if f.HandlerMaxConfNum == nil {
+					f.HandlerMaxConfNum = make(map[string]int)
+				}
+				f.HandlerMaxConfNum[handler] = settings.CNIMaxConfNum
+			}
 		}
 	}
 	for _, network := range l.Networks {

@@ -36,7 +36,8 @@ func TestFactsOfContainerd(t *testing.T) {
 			"config": `{"containerd":{"runtimes":{"runc":{"cniConfDir":"","cniMaxConfNum":0},"kata":{"cniConfDir":"/etc/cni/kata","cniMaxConfNum":2,"sandboxMode":"podsandbox"}}},
 				"cni":{"binDir":"/opt/cni/bin","confDir":"/etc/cni/net.d","maxConfNum":0,"setupSerially":false,"confTemplate":"","ipPref":""}}`,
 			"cniconfig": loadedByGoCNI, "lastCNILoadStatus": "OK",
-		}}, Facts{Told: true, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Handlers: map[string]string{"kata": "/etc/cni/kata"}, Loaded: []string{"crinet"}}},
+		}}, Facts{Told: true, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Handlers: map[string]string{"kata": "/etc/cni/kata"},
+			HandlerMaxConfNum: map[string]int{"kata": 2}, Loaded: []string{"crinet"}}},
 
 		{"2.1: both forms of the bin dirs, internal loopback", &runtimeapi.StatusResponse{Info: map[string]string{
 			"config":    `{"containerd":{"runtimes":{}},"cni":{"binDir":"/old","binDirs":["/opt/cni/bin","/usr/lib/cni"],"confDir":"/etc/cni/crinet","maxConfNum":1,"useInternalLoopback":true}}`,
