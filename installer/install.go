@@ -102,7 +102,7 @@ func (s *session) serviceSteps() []step {
 	if s.Wait > 0 {
 		steps = append(steps, step{"wait until the network is ready", s.await})
 	}
-	if s.Trial != nil {
+	if s.Wait > 0 && s.Trial != nil {
 		steps = append(steps, step{"attach a throwaway network", s.Trial})
 	}
 	if s.changed("kubelet", "/rancher/") {

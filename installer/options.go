@@ -30,7 +30,8 @@ type Options struct {
 	Report func(step string)
 	// System starts and asks; nil leaves the services alone, as in an image.
 	System System
-	// Trial, if set, attaches a throwaway network to see that pods would get one.
+	// Trial, if set, attaches a throwaway network to see that pods would get one. It
+	// is called once the network is ready, and so not without a Wait.
 	Trial func(ctx context.Context) error
 }
 

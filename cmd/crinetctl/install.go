@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/crinet-project/crinet/installer"
+	"github.com/crinet-project/crinet/runtime/admin"
 )
 
 const installHelp = `Put crinet on this node: containerd gets a CNI conf dir of its own, crinetd becomes a
@@ -75,6 +77,10 @@ func rootFlag(c *cobra.Command, root *string) {
 // newInstaller returns an installer that tells each step on standard output.
 func newInstaller(o *options, settings installer.Options) *installer.Installer {
 	settings.System = installer.Live(settings.Root)
+	settings.Trial = func(ctx context.Context) error {
+		_, err := admin.NewClient(filepath.Join(settings.Root, "run/crinet/admin.sock")).Try(ctx)
+		return err
+	}
 	settings.Report = func(step string) {
 		// Standard output may be gone; the installation goes on.
 		_, _ = fmt.Fprintln(o.stdout, "crinetctl:", step)
