@@ -55,7 +55,7 @@ func (c *Cluster) Apply(ctx context.Context, manifest string) error {
 }
 
 // Condition is one of an object's conditions.
-type Condition struct{ Type, Status, Reason, Message string }
+type Condition struct{ Type, Status, Reason, Message, LastTransitionTime string }
 
 // NodeObject is what the API server knows of a node.
 type NodeObject struct {

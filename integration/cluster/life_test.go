@@ -58,6 +58,7 @@ func TestPodsLifeUnderKubelet(t *testing.T) {
 	t.Run("eviction", func(t *testing.T) { c.in(t).eviction() })
 	t.Run("restarts", func(t *testing.T) { c.in(t).restarts() })
 	t.Run("reboot", func(t *testing.T) { c.in(t).reboot() })
+	t.Run("sockets", func(t *testing.T) { c.in(t).heldSockets() })
 }
 
 // hostNetwork runs a pod in the node's network.
