@@ -79,6 +79,17 @@ func (c *testCluster) disagreement(m *cluster.Member) (int, error) {
 	return len(api), c.leftBehind(m, slices.Sorted(maps.Values(journal)))
 }
 
+// podStates asks crinetctl for a node's pods, until it answers: it gives up soon,
+// and the machine may have much else to do.
+func (c *testCluster) podStates(m *cluster.Member) (states []node.PodState) {
+	c.t.Helper()
+	c.await("crinetctl answers on "+m.Name, func() (err error) {
+		states, err = m.PodStates(c.ctx)
+		return err
+	})
+	return states
+}
+
 func keys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
 
 // apiPods are the pods that the API server has for a node, in networks of their

@@ -68,9 +68,7 @@ func TestKubeletBeforeNetwork(t *testing.T) {
 	c.pod("static")
 	c.pods("web", 2)
 	c.agree(m)
-	states, err := m.PodStates(c.ctx)
-	c.ok(err)
-	for _, state := range states {
+	for _, state := range c.podStates(m) {
 		if state.Network != "pods" {
 			t.Errorf("pod %s is on network %s, want pods", state.Name, state.Network)
 		}
