@@ -211,12 +211,13 @@ func (p *Plugins) ensureAddress(host *netlink.Handle, conf *bridgeConf, bridge *
 	if err != nil || !missing {
 		return err
 	}
-	if err := host.AddrAdd(bridge, &netlink.Addr{IPNet: address}); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add the address %s: %w", address, err)
-	}
 	// A MAC address that is set stays; else the bridge has that of one of its ports.
+	// It is set first: who finds the address does not wait for the lock.
 	if err := host.LinkSetHardwareAddr(bridge, bridge.Attrs().HardwareAddr); err != nil {
 		return fmt.Errorf("keep its MAC address: %w", err)
+	}
+	if err := host.AddrAdd(bridge, &netlink.Addr{IPNet: address}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add the address %s: %w", address, err)
 	}
 	return nil
 }
