@@ -20,16 +20,9 @@ type statusAnswer struct {
 	err     error
 }
 
-// askAsKubelet asks for Status every 100 ms until ctx ends.
+// askAsKubelet asks for Status until ctx ends.
 func askAsKubelet(ctx context.Context, client *node.Client) (answers []statusAnswer) {
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return answers
-		case <-ticker.C:
-		}
+	often(ctx, func() {
 		a := statusAnswer{began: time.Now()}
 		resp, err := client.Runtime.Status(context.WithoutCancel(ctx), &runtimeapi.StatusRequest{})
 		a.took, a.err = time.Since(a.began), err
@@ -39,7 +32,8 @@ func askAsKubelet(ctx context.Context, client *node.Client) (answers []statusAns
 			}
 		}
 		answers = append(answers, a)
-	}
+	})
+	return answers
 }
 
 const (
@@ -101,37 +95,41 @@ func (n *testNode) judge(took, control []time.Duration) {
 	}
 }
 
-// versionTimes asks for Version every 100 ms until ctx ends.
-func versionTimes(ctx context.Context, client *node.Client) (took []time.Duration) {
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return took
-		case <-ticker.C:
-		}
-		began := time.Now()
-		if _, err := client.Runtime.Version(context.WithoutCancel(ctx), &runtimeapi.VersionRequest{}); err == nil {
-			took = append(took, time.Since(began))
-		}
-	}
+// versionTimes asks for Version until ctx ends.
+func versionTimes(ctx context.Context, client *node.Client) []time.Duration {
+	return times(ctx, func() error {
+		_, err := client.Runtime.Version(context.WithoutCancel(ctx), &runtimeapi.VersionRequest{})
+		return err
+	})
 }
 
-// processTimes starts and ends a small process every 100 ms until ctx ends: the
-// control where containerd does not answer.
-func processTimes(ctx context.Context) (took []time.Duration) {
+// processTimes starts and ends a small process until ctx ends: the control where
+// containerd does not answer.
+func processTimes(ctx context.Context) []time.Duration {
+	return times(ctx, func() error { return exec.CommandContext(context.WithoutCancel(ctx), "true").Run() })
+}
+
+// times measures what succeeds of something that is done every 100 ms until ctx ends.
+func times(ctx context.Context, do func() error) (took []time.Duration) {
+	often(ctx, func() {
+		began := time.Now()
+		if err := do(); err == nil {
+			took = append(took, time.Since(began))
+		}
+	})
+	return took
+}
+
+// often does something every 100 ms until ctx ends.
+func often(ctx context.Context, do func()) {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return took
+			return
 		case <-ticker.C:
-		}
-		began := time.Now()
-		if err := exec.Command("true").Run(); err == nil {
-			took = append(took, time.Since(began))
+			do()
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +21,6 @@ import (
 const (
 	stateDir    = "/var/lib/crinet"
 	journalFile = stateDir + "/journal.db"
-	bootIDFile  = "/proc/sys/kernel/random/boot_id"
 )
 
 // A reboot leaves the state dir and nothing else. The addresses of the last boot's
@@ -35,13 +33,7 @@ func TestReboot(t *testing.T) {
 		_, err := client.RunPod(n.ctx, n.portPodAt(fmt.Sprintf("old-%d", i), int32(8000+i)))
 		n.ok(err)
 	}
-	n.ok(n.KillCrinetd())
-	n.ok(n.KillContainerd())
-	n.endProcesses()
-	n.sh(`awk '$5 ~ "^/run/" {print $5}' /proc/self/mountinfo | sort -r | xargs -r umount -l`)
-	n.sh("rm -rf /run/netns/* /run/crinet/* /run/containerd/*")
-	n.sh("ip link del recorded0; nft flush ruleset; for l in $(ls /sys/class/net | grep ^veth); do ip link del $l; done")
-	n.sh("echo 11111111-2222-3333-4444-555555555555 > /run/boot_id && mount --bind /run/boot_id " + bootIDFile)
+	n.ok(n.PowerCycle(n.ctx))
 	began := time.Now()
 	n.ok(n.StartContainerd(n.ctx))
 	// containerd's start, which takes half a second on a machine with nothing else to
@@ -64,32 +56,6 @@ func TestReboot(t *testing.T) {
 	n.clean()
 	n.ok(n.runPod(client, "new").StopAndRemove(n.ctx))
 	n.clean()
-}
-
-// endProcesses kills all processes of the node but its process 1, one by one.
-func (n *testNode) endProcesses() {
-	n.t.Helper()
-	space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.PID()))
-	n.ok(err)
-	n.eventually("all processes of the node ended", func() bool {
-		spaces, err := filepath.Glob("/proc/[0-9]*/ns/pid")
-		n.ok(err)
-		found := false
-		for _, file := range spaces {
-			pid, err := strconv.Atoi(strings.Split(file, "/")[2])
-			n.ok(err)
-			process, err := os.FindProcess(pid) // holds on to it
-			if err != nil || pid == n.PID() {
-				continue
-			}
-			if at, err := os.Readlink(file); err == nil && at == space {
-				found = true
-				_ = process.Signal(unix.SIGKILL) // or it has ended
-			}
-			_ = process.Release()
-		}
-		return !found
-	})
 }
 
 // When the disk under the state dir is full, pods are refused with the reason,
