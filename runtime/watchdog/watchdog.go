@@ -38,6 +38,10 @@ type Config struct {
 func Run(ctx context.Context, c Config) {
 	var told string
 	var next time.Time
+	wait := statusEvery
+	if c.Interval > 0 {
+		wait = min(wait, c.Interval/3)
+	}
 	for {
 		if text := c.Status(); text != told && c.tell("STATUS="+text) {
 			told = text
@@ -46,7 +50,7 @@ func Run(ctx context.Context, c Config) {
 			next = now.Add(c.Interval / 3)
 			c.live(ctx)
 		}
-		if !backoff.Sleep(ctx, min(statusEvery, max(c.Interval/3, time.Millisecond))) && ctx.Err() != nil {
+		if !backoff.Sleep(ctx, wait) {
 			return
 		}
 	}

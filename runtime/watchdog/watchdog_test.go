@@ -134,3 +134,19 @@ func TestSigns(t *testing.T) {
 		t.Errorf("log: %s", log)
 	}
 }
+
+// A service manager that wants no sign of life costs a look at the status text a
+// second, and no more.
+func TestIdleWithoutInterval(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	looks := 0
+	Run(ctx, Config{
+		Status: func() string { looks++; return "network ready" },
+		Notify: func(string) error { return nil },
+		Log:    slog.New(slog.DiscardHandler),
+	})
+	if looks == 0 || looks > 2 {
+		t.Errorf("%d looks in 1.5 s, want one a second", looks)
+	}
+}
