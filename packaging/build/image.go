@@ -78,7 +78,7 @@ func (r *release) image(context.Context) error {
 		return err
 	}
 	tag := strings.ReplaceAll(r.version, "~", "-") // a tag has no tilde
-	index.Annotations = map[string]string{"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": "docker.io/library/crinet:" + tag}
+	index.Annotations = map[string]string{"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": "localhost/crinet:" + tag}
 	top, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []descriptor{index}})
 	if err != nil {
 		return err
