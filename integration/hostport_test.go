@@ -133,7 +133,7 @@ func (n *testNode) ask(from *node.Place, protocol runtimeapi.Protocol, address s
 	if protocol == tcp {
 		answer, err = from.Get(ctx, "http://"+target+"/")
 	} else {
-		answer, err = askUDP(ctx, from, target)
+		answer, err = from.AskUDP(ctx, target)
 	}
 	if err != nil {
 		return "", "", err
@@ -142,26 +142,6 @@ func (n *testNode) ask(from *node.Place, protocol runtimeapi.Protocol, address s
 	peer, _, _ = strings.Cut(peer, " ")
 	client, _, err = net.SplitHostPort(peer)
 	return name, client, err
-}
-
-func askUDP(ctx context.Context, from *node.Place, target string) (string, error) {
-	// A connected socket accepts answers of the address that was asked only, and
-	// gets ICMP errors.
-	conn, err := from.Dial(ctx, "udp", target)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return "", err
-	}
-	if _, err := conn.Write([]byte("hello")); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 1500)
-	length, err := conn.Read(buf)
-	return string(buf[:length]), err
 }
 
 // answers checks that a pod answers, for both protocols.

@@ -177,7 +177,7 @@ func ask(ctx context.Context, from *node.Place, protocol, address string, port i
 	if protocol == "tcp" {
 		text, err = from.Get(ctx, "http://"+target+"/")
 	} else {
-		text, err = askUDP(ctx, from, target)
+		text, err = from.AskUDP(ctx, target)
 	}
 	fields := strings.Fields(text)
 	if err == nil && len(fields) < 2 {
@@ -187,24 +187,6 @@ func ask(ctx context.Context, from *node.Place, protocol, address string, port i
 		return "", "", err
 	}
 	return fields[0], fields[1], nil
-}
-
-func askUDP(ctx context.Context, from *node.Place, target string) (string, error) {
-	conn, err := from.Dial(ctx, "udp", target)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return "", err
-	}
-	if _, err := conn.Write([]byte("hello")); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 1500)
-	n, err := conn.Read(buf)
-	return string(buf[:n]), err
 }
 
 // answers checks that somebody whose name begins like that answers over TCP and

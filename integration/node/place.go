@@ -211,6 +211,27 @@ func (p *Place) AwaitGet(ctx context.Context, url string) (string, error) {
 	}
 }
 
+// AskUDP sends a datagram and returns the answer to it. ctx must have a deadline.
+func (p *Place) AskUDP(ctx context.Context, target string) (string, error) {
+	// A connected socket accepts answers of the address that was asked only, and
+	// gets ICMP errors.
+	conn, err := p.Dial(ctx, "udp", target)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return "", err
+	}
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 1500)
+	n, err := conn.Read(buf)
+	return string(buf[:n]), err
+}
+
 func (p *Place) close() error {
 	var errs []error
 	for _, f := range []*os.File{p.net, p.pid, p.mnt} {
