@@ -32,13 +32,13 @@ func later(base string, by int) string {
 // shareOutside gives the node the network of another's outside, in which the
 // uplinks of all are ports of one bridge.
 func (n *Node) shareOutside(other *Node) error {
-	fd, err := unix.FcntlInt(other.Outside.net.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	outside, err := other.Outside.net.again()
 	if err != nil {
 		return fmt.Errorf("share the outside of another node: %w", err)
 	}
-	n.Outside = &Place{name: "outside", net: namespaceFile(fd)}
+	n.Outside = &Place{name: "outside", net: outside}
 	n.number = other.number + 1
-	handle, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
+	handle, err := netlink.NewHandleAt(netns.NsHandle(outside.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink outside: %w", err)
 	}

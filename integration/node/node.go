@@ -168,26 +168,23 @@ func (n *Node) openNamespaces() error {
 		path = n.kit.containerd(n.options.Containerd) + ":" + path
 	}
 	n.Place = &Place{name: "node", path: path}
-	for name, file := range map[string]**os.File{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", n.init.Process.Pid, name))
+	for name, file := range map[string]**namespace{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
+		ns, err := openNamespace(fmt.Sprintf("/proc/%d/ns/%s", n.init.Process.Pid, name))
 		if err != nil {
 			return fmt.Errorf("open its namespaces: %w", err)
 		}
-		*file = f
+		*file = ns
 	}
 	// Commands outside end with the node: all but the network is the node's.
 	n.Outside.path = path
-	for _, ns := range []struct{ from, to **os.File }{{&n.mnt, &n.Outside.mnt}, {&n.pid, &n.Outside.pid}} {
-		fd, err := unix.FcntlInt((*ns.from).Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
+	for _, ns := range []struct{ from, to **namespace }{{&n.mnt, &n.Outside.mnt}, {&n.pid, &n.Outside.pid}} {
+		var err error
+		if *ns.to, err = (*ns.from).again(); err != nil {
 			return fmt.Errorf("open its namespaces: %w", err)
 		}
-		*ns.to = namespaceFile(fd)
 	}
 	return nil
 }
-
-func namespaceFile(fd int) *os.File { return os.NewFile(uintptr(fd), "namespace") }
 
 // fillDirs makes the conf dir and puts the reference plugins into the bin dir.
 func (n *Node) fillDirs() error {

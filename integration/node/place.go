@@ -24,10 +24,10 @@ const waitDelay = 5 * time.Second
 // the node itself, or the world outside of it.
 type Place struct {
 	name string
-	net  *os.File // network namespace
-	pid  *os.File // process namespace; nil: the machine's
-	mnt  *os.File // mount namespace; nil: the machine's
-	path string   // PATH of commands
+	net  *namespace // network namespace
+	pid  *namespace // process namespace; nil: the machine's
+	mnt  *namespace // mount namespace; nil: the machine's
+	path string     // PATH of commands
 }
 
 // newNetwork makes a place that has nothing but a network namespace of its own.
@@ -38,7 +38,7 @@ func newNetwork(name string) (*Place, error) {
 			return fmt.Errorf("make the network namespace %s: %w", name, err)
 		}
 		var err error
-		p.net, err = os.Open("/proc/thread-self/ns/net")
+		p.net, err = openNamespace("/proc/thread-self/ns/net")
 		return err
 	})
 	if err != nil {
@@ -66,16 +66,16 @@ func (p *Place) enter() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return err
 		}
-		if err := unix.Setns(int(p.mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+		if err := p.mnt.enter(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
 	}
 	if p.pid != nil {
-		if err := unix.Setns(int(p.pid.Fd()), unix.CLONE_NEWPID); err != nil {
+		if err := p.pid.enter(unix.CLONE_NEWPID); err != nil {
 			return err
 		}
 	}
-	return unix.Setns(int(p.net.Fd()), unix.CLONE_NEWNET)
+	return p.net.enter(unix.CLONE_NEWNET)
 }
 
 // onThread runs fn on an operating system thread that ends with fn.
@@ -234,9 +234,9 @@ func (p *Place) AskUDP(ctx context.Context, target string) (string, error) {
 
 func (p *Place) close() error {
 	var errs []error
-	for _, f := range []*os.File{p.net, p.pid, p.mnt} {
-		if f != nil {
-			errs = append(errs, f.Close())
+	for _, ns := range []*namespace{p.net, p.pid, p.mnt} {
+		if ns != nil {
+			errs = append(errs, ns.Close())
 		}
 	}
 	return errors.Join(errs...)

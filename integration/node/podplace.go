@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -32,7 +31,7 @@ func (p *Pod) Place(ctx context.Context) (*Place, error) {
 	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
 		if ns.Type == "network" {
 			err = n.Do(func() (err error) {
-				place.net, err = os.Open(ns.Path)
+				place.net, err = openNamespace(ns.Path)
 				return err
 			})
 		}
