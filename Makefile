@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(filter 0,$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help build tools test unit integration integration-own test-cluster scale cluster soak critest lint bench demo packages image release clean
+.PHONY: help build tools test unit integration integration-own integration-old test-cluster scale cluster soak critest lint bench demo packages image release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ endif
 integration-own: ## run them with a CNI conf dir that is containerd's own on each node (root), without the soak
 	@integration/tools/build node
 	CRINET_TEST_CONF_DIR=own $(GO) test -race -count=1 -timeout 30m -skip 'TestRandomKills|TestPodsInALoop' ./integration
+
+integration-old: ## run them on the containerd that CONTAINERD names, 1.7 or debian (root), without the soak
+	@integration/tools/build node
+	CRINET_TEST_CONTAINERD=$(CONTAINERD) $(GO) test -race -count=1 -timeout 30m -skip 'TestRandomKills|TestPodsInALoop' ./integration
 
 test-cluster: ## run the tests on real clusters (root); their tools take a quarter of an hour the first time
 	@integration/tools/build node cluster

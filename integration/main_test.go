@@ -17,6 +17,10 @@ import (
 // each node a CNI conf dir of its own, where the test does not say which it has.
 const confDirVariable = "CRINET_TEST_CONF_DIR"
 
+// containerdVariable names an environment variable: the containerd of each node, "1.7"
+// or "debian", where the test does not say which it has.
+const containerdVariable = "CRINET_TEST_CONTAINERD"
+
 const (
 	testTimeout  = 3 * time.Minute
 	cleanTimeout = 20 * time.Second
@@ -75,6 +79,9 @@ func newNodeOf(t *testing.T, options node.Options) *testNode {
 	t.Helper()
 	if options.RuntimeConfDir == "" && os.Getenv(confDirVariable) == "own" {
 		options.RuntimeConfDir = ownConfDir
+	}
+	if options.Containerd == node.Containerd24 {
+		options.Containerd = node.Containerd(os.Getenv(containerdVariable))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout+soak(t, 0))
 	t.Cleanup(cancel)
