@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/libcni"
 
@@ -19,15 +17,6 @@ import (
 // BuiltinRunner runs built-in plugins; [builtin.Plugins] is one.
 type BuiltinRunner interface {
 	Execute(ctx context.Context, call *builtin.Call) ([]byte, error)
-}
-
-// Run is one run of a plugin for an attachment.
-type Run struct {
-	Type     string // the plugin's
-	Command  string // ADD, DEL, CHECK or STATUS
-	Builtin  bool   // it ran inside crinetd; otherwise its binary was executed
-	Err      error
-	Duration time.Duration
 }
 
 // How says how crinetd runs a plugin of a network for new attachments.
@@ -142,9 +131,9 @@ func (e *execAdapter) runBuiltin(ctx context.Context, typ string, stdin []byte, 
 			return nil, fmt.Errorf("plugin %s: stored configuration of its delegate: %w", typ, err)
 		}
 	}
-	began := time.Now()
+	ctx, _, ended := e.begin(ctx, Run{Type: typ, Command: call.Command, Builtin: true, Env: cniVariables(environ), Stdin: stdin})
 	stdout, err := e.builtin.Execute(ctx, call)
-	e.note(Run{Type: typ, Command: call.Command, Builtin: true, Err: err, Duration: time.Since(began)})
+	ended(stdout, nil, err)
 	return stdout, err
 }
 
@@ -161,21 +150,4 @@ func withRuntimeParts(delegate, stdin []byte) ([]byte, error) {
 		}
 	}
 	return json.Marshal(conf)
-}
-
-// note tells of a run that was for an attachment or STATUS.
-func (e *execAdapter) note(r Run) {
-	if e.observe != nil && e.attachment != nil {
-		e.observe(r)
-	}
-}
-
-// valueOf returns the value of an environment variable, the last one as exec has it.
-func valueOf(environ []string, name string) string {
-	for _, kv := range slices.Backward(environ) {
-		if value, found := strings.CutPrefix(kv, name+"="); found {
-			return value
-		}
-	}
-	return ""
 }

@@ -36,7 +36,9 @@ func choosingBench(t *testing.T, list string) (*bench, *fakeBuiltin, *[]Run) {
 		BinDirs: []string{b.dir}, CacheDir: b.path("cache"), Timeout: 10 * time.Second,
 		Selected: func() (*config.Network, error) { return b.network, nil },
 		Runner:   pluginexec.New(pluginexec.Config{}), Builtin: fake, BuiltinTypes: builtin.Types(),
-		Observe: func(r Run) { *runs = append(*runs, r) },
+		Observe: func(ctx context.Context, _ Run) (context.Context, []string, func(Run)) {
+			return ctx, nil, func(r Run) { *runs = append(*runs, r) }
+		},
 	})
 	return b, fake, runs
 }

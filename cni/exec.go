@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
@@ -28,7 +27,7 @@ type Runner interface {
 type execAdapter struct {
 	version.PluginDecoder
 	runner  Runner
-	observe func(Run) // may be nil
+	observe Observe // may be nil
 
 	builtin    BuiltinRunner
 	attachment *Attachment // whose plugins are run; nil for verbs that are not about one
@@ -42,15 +41,10 @@ func (e *execAdapter) ExecPlugin(ctx context.Context, path string, stdin []byte,
 	if typ, found := strings.CutPrefix(path, builtinPath); found {
 		return e.runBuiltin(ctx, typ, stdin, environ)
 	}
-	env := make([]string, 0, 6)
-	for _, kv := range environ {
-		if strings.HasPrefix(kv, "CNI_") {
-			env = append(env, kv)
-		}
-	}
-	began := time.Now()
-	stdout, _, err := e.runner.Run(ctx, path, stdin, env)
-	e.note(Run{Type: filepath.Base(path), Command: valueOf(environ, "CNI_COMMAND"), Err: err, Duration: time.Since(began)})
+	env := cniVariables(environ)
+	ctx, more, ended := e.begin(ctx, Run{Type: filepath.Base(path), Path: path, Command: valueOf(environ, "CNI_COMMAND"), Env: env, Stdin: stdin})
+	stdout, stderr, err := e.runner.Run(ctx, path, stdin, append(env, more...))
+	ended(stdout, stderr, err)
 	if err == nil {
 		return stdout, nil
 	}

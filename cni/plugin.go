@@ -53,8 +53,8 @@ type Config struct {
 	// that may be chosen for new attachments (--builtin-plugins).
 	Builtin      BuiltinRunner
 	BuiltinTypes []string
-	// Observe, which may be nil, is told of each run of a plugin for an attachment.
-	Observe func(Run)
+	// Observe, which may be nil, watches each run of a plugin for an attachment.
+	Observe Observe
 	Log     *slog.Logger
 }
 

@@ -1,6 +1,8 @@
 package report
 
 import (
+	"context"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/crinet-project/crinet/cni"
@@ -19,8 +21,12 @@ func NewRuns(reg prometheus.Registerer) (*Runs, error) {
 	return r, reg.Register(r.duration)
 }
 
-// Observe counts a run of ADD or DEL.
-func (r *Runs) Observe(run cni.Run) {
+// Observe counts the runs of ADD and DEL (cni.Observe).
+func (r *Runs) Observe(ctx context.Context, _ cni.Run) (context.Context, []string, func(cni.Run)) {
+	return ctx, nil, r.count
+}
+
+func (r *Runs) count(run cni.Run) {
 	if run.Command != "ADD" && run.Command != "DEL" {
 		return
 	}
