@@ -3,6 +3,7 @@ package node
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,6 +78,7 @@ type Node struct {
 // Start starts a node without any daemon; its uplink is up, its bin dir holds
 // the reference plugins, its conf dir is empty. The caller closes it.
 func (k *Kit) Start(ctx context.Context, options Options) (_ *Node, err error) {
+	options.Containerd = cmp.Or(options.Containerd, Containerd24)
 	n := &Node{kit: k, options: options}
 	defer func() {
 		if err != nil {
