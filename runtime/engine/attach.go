@@ -28,6 +28,8 @@ func (e *Engine) Attach(ctx context.Context, call *Call) (json.RawMessage, error
 	flight.begin(StepNetNS)
 	record, err := e.plan(ctx, call)
 	if err != nil {
+		// No plugin was called: the runtime's DEL has nothing to do, and needs no network.
+		e.removed.add(call.Key())
 		return nil, err
 	}
 	flight.begin(StepPlugin)
