@@ -21,6 +21,7 @@ import (
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/headroom"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
@@ -78,6 +79,7 @@ type parts struct {
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
 	builtins  *builtin.Plugins
+	headroom  *headroom.Counter // nil under noop
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -291,6 +293,11 @@ func (p *parts) makeEngine(context.Context) error {
 		})
 	}
 	p.engine = engine.New(c)
+	if !o.Noop() {
+		p.headroom = headroom.New(headroom.Config{
+			Log: p.log, Next: p.engine.Next, Attachments: p.engine.Attachments, Sandboxes: p.sandboxes.List,
+		})
+	}
 	return nil
 }
 
@@ -317,7 +324,7 @@ func (p *parts) makeInstallation(context.Context) error {
 func (p *parts) makeHooks(context.Context) (err error) {
 	p.report = &report.Source{
 		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
-		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice,
+		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice, Headroom: p.headroom,
 	}
 	if p.mapsHostPorts() {
 		p.report.HostPorts = p.hostPorts
@@ -352,6 +359,9 @@ func (p *parts) makeHooks(context.Context) (err error) {
 // notice is what an operator should know although the network is ready.
 func (p *parts) notice() string {
 	notices := []string{p.engine.Notice(), p.selection.Notice()}
+	if p.headroom != nil {
+		notices = slices.Insert(notices, 0, p.headroom.Notice())
+	}
 	if p.keeper != nil {
 		notices = append(notices, p.keeper.Notice())
 	}

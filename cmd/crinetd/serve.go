@@ -83,6 +83,9 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 		return endHook, err
 	}
 	run(p.engine.Run)
+	if p.headroom != nil {
+		run(p.headroom.Run)
+	}
 	endHook = p.serveRuntime(ctx, group)
 	run(p.runtime.Run)
 	p.install(ctx, run)
