@@ -172,6 +172,9 @@ func TestCount(t *testing.T) {
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Range{}, "Leaks"), cmpopts.IgnoreUnexported(Range{})); diff != "" {
 			t.Error(diff)
 		}
+		if network, left, usable, ok := r.Left(); network != "small" || left != free || usable != 5 || !ok {
+			t.Errorf("Left says %q, %d, %d, %v", network, left, usable, ok)
+		}
 		if got := r.Notice(); notice == "" && got != "" || !strings.Contains(got, notice) {
 			t.Errorf("Notice says %q, want %q", got, notice)
 		}

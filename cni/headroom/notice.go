@@ -57,6 +57,17 @@ func (s *set) exhausted() string {
 // or half of a range that has fewer than sixteen.
 func (s *set) few() uint64 { return max(s.usable/10, min(8, (s.usable+1)/2)) }
 
+// Left returns how many more pods the selected network has addresses for, of how many
+// in all, Many at most. ok is false if its addresses do not come from host-local.
+func (c *Counter) Left() (network string, free, usable uint64, ok bool) {
+	for _, s := range sets(c.Ranges()) {
+		if !ok || s.free < free {
+			network, free, usable, ok = s.network, s.free, s.usable, true
+		}
+	}
+	return network, free, usable, ok
+}
+
 // level is how bad a network stands.
 type level int
 

@@ -78,7 +78,10 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	// state; what outlives it is what plugins keep elsewhere: host-local's files, the
 	// leases of an IPAM on the network. The record that frees them must be on the disk
 	// before they can be taken.
-	if err := e.journal.PutDurable(record); err != nil {
+	start := e.now()
+	err = e.journal.PutDurable(record)
+	e.metrics.journal.Observe(e.now().Sub(start).Seconds())
+	if err != nil {
 		return nil, tryAgainLater(fmt.Errorf("the pod gets no network, since its record cannot be written: %w", err))
 	}
 	return record, nil
