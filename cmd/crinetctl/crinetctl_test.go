@@ -133,7 +133,7 @@ func full() *source {
 				{Network: "mynet", Range: "fd00:10::/64", Selected: true, Size: 1 << 53, Used: 130, Free: 1<<53 - 130},
 				{Network: "old", Range: "10.11.0.10-10.11.0.12", Size: 256, Reserved: 253, Used: 3, Problem: "permission denied"},
 			},
-			PodCIDRs:  []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1, AddFailures: 4,
+			PodCIDRs: []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1, AddFailures: 4,
 			Networks: []admin.Network{
 				{Name: "mynet", File: "/etc/cni/net.d/10-mynet.conf", CNIVersion: "0.3.0", Plugins: []string{"bridge"}},
 				{Name: "other", File: "/etc/cni/net.d/20-other.conflist", CNIVersion: "1.1.0", Plugins: []string{"ptp", "portmap"}, Stale: "20-other.conflist: is empty"},

@@ -23,7 +23,6 @@ type set struct {
 	network              string
 	names                []string
 	usable, free, leaked uint64
-	problem              bool
 }
 
 func sets(ranges []Range) []set {
