@@ -6,7 +6,6 @@ import (
 	"path"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -146,8 +145,6 @@ const (
 
 // carrier reads and writes a trace context in metadata.
 type carrier metadata.MD
-
-var _ propagation.TextMapCarrier = carrier(nil)
 
 // Get is propagation.TextMapCarrier's.
 func (c carrier) Get(key string) string {
