@@ -209,7 +209,7 @@ func (n *Node) fillDirs() error {
 
 // Environment adds to the environment of the daemons and commands that are started from
 // now on.
-func (n *Node) Environment(more ...string) { n.Place.env = append(n.Place.env, more...) }
+func (n *Node) Environment(more ...string) { n.env = append(n.env, more...) }
 
 // InstallPlugin makes the program at path known under name in the bin dir, in the
 // place of what is there.
