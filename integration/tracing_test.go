@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -133,9 +134,9 @@ func (r *receiver) below(t *testing.T, s, top span) {
 
 // tracedNode starts a node whose containerd and crinetd send traces to a receiver, with
 // a chain of a built-in plugin and one that is executed.
-func tracedNode(t *testing.T, delay string) (*testNode, *receiver) {
+func tracedNode(t *testing.T, which node.Containerd, delay string) (*testNode, *receiver) {
 	t.Helper()
-	n := newNodeOf(t, node.Options{Environment: []string{
+	n := newNodeOf(t, node.Options{Containerd: which, Environment: []string{
 		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + otlpAddress, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
 		"OTEL_EXPORTER_OTLP_TIMEOUT=1000", "OTEL_BSP_SCHEDULE_DELAY=" + delay,
 	}})
@@ -158,10 +159,21 @@ const (
 )
 
 // The kubelet's trace goes on through crinetd, each step and plugin, and the runtime,
-// as one tree, and so does the end of a pod. Who traces nothing is not traced.
+// as one tree, and so does the end of a pod. containerd 2.4 traces, too, and passes the
+// trace on to its CNI plugin; from an older one the plugin's calls come without.
 func TestTraceOfAPod(t *testing.T) {
 	t.Parallel()
-	n, r := tracedNode(t, "100")
+	for _, which := range []node.Containerd{node.Containerd24, node.Containerd17} {
+		t.Run(which.String(), func(t *testing.T) {
+			t.Parallel()
+			n, r := tracedNode(t, which, "100")
+			traceAPod(n, r, which == node.Containerd24 && os.Getenv(containerdVariable) == "")
+		})
+	}
+}
+
+func traceAPod(n *testNode, r *receiver, runtimeTraces bool) {
+	t := n.t
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
 	ctx := asKubelet(n.ctx, kubeletTrace, kubeletSpan)
@@ -191,10 +203,13 @@ func TestTraceOfAPod(t *testing.T) {
 			n.toldPlugin("ADD", s)
 		}
 	}
-	// containerd's spans hang below RunPodSandbox.
-	r.await(t, kubeletTrace, "of containerd below RunPodSandbox", func(s span) bool {
-		return s.Service == "containerd" && s.Parent == run.ID
-	})
+	if runtimeTraces {
+		r.await(t, kubeletTrace, "of containerd below RunPodSandbox", func(s span) bool {
+			return s.Service == "containerd" && s.Parent == run.ID
+		})
+	} else if plugin.Parent != run.ID {
+		t.Errorf("ADD is not joined to its RunPodSandbox by the flight: %+v", plugin)
+	}
 	for _, s := range r.of(kubeletTrace) {
 		if s.Service == "containerd" && s.Parent == kubeletSpan {
 			t.Errorf("containerd's span %s is beside crinetd's", s.Name)
@@ -216,9 +231,11 @@ func TestTraceOfAPod(t *testing.T) {
 	passing := "00000000000000cc"
 	_, err = client.Runtime.ListContainers(asKubelet(n.ctx, kubeletTrace, passing), &runtimeapi.ListContainersRequest{})
 	n.ok(err)
-	r.await(t, kubeletTrace, "of containerd below the caller's", func(s span) bool {
-		return s.Service == "containerd" && s.Parent == passing
-	})
+	if runtimeTraces {
+		r.await(t, kubeletTrace, "of containerd below the caller's", func(s span) bool {
+			return s.Service == "containerd" && s.Parent == passing
+		})
+	}
 
 	// A caller that does not sample is not sampled, whatever the runtime does.
 	const quiet = "1af7651916cd43dd8448eb211c80319c"
@@ -257,7 +274,7 @@ func (n *testNode) toldPlugin(verb string, s span) {
 // and the log says it once.
 func TestTracesAtTheEnd(t *testing.T) {
 	t.Parallel()
-	n, r := tracedNode(t, "60000")
+	n, r := tracedNode(t, node.Containerd24, "60000")
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
 	pod, err := client.RunPod(asKubelet(n.ctx, kubeletTrace, kubeletSpan), n.PodConfig("flushed"))

@@ -231,19 +231,24 @@ func TestRangesOfPodsThatRun(t *testing.T) {
 	old.ContainerID = "a"
 	again := attachment("net", ipam(`"subnet": "10.0.0.0/24", "routes": []`))
 	again.ContainerID = "b"
-	r.attachments = []*cni.Attachment{old, again, old}
+	other := attachment("other", ipam(`"subnet": "10.0.0.0/24"`)) // the same addresses, handed out once more
+	other.ContainerID = "c"
+	r.attachments = []*cni.Attachment{old, again, old, other}
+	r.hold(filepath.Join(dir, "other"), "10.0.0.2", "c", 0)
+	r.hold(filepath.Join(dir, "other"), "10.0.0.3", "c", 0)
 	r.hold(filepath.Join(dir, "net"), "10.0.0.2", "a", 0)
 	r.Count(t.Context())
 	type seen struct {
+		Network    string
 		Range      string
 		Selected   bool
 		Used, Free uint64
 	}
 	var got []seen
 	for _, found := range r.Ranges() {
-		got = append(got, seen{found.Range, found.Selected, found.Used, found.Free})
+		got = append(got, seen{found.Network, found.Range, found.Selected, found.Used, found.Free})
 	}
-	if diff := cmp.Diff([]seen{{"10.0.0.0/24", true, 1, 252}, {"10.0.0.0/30", false, 1, 0}}, got); diff != "" {
+	if diff := cmp.Diff([]seen{{"net", "10.0.0.0/24", true, 1, 252}, {"net", "10.0.0.0/30", false, 1, 0}, {"other", "10.0.0.0/24", false, 2, 251}}, got); diff != "" {
 		t.Error(diff)
 	}
 	if r.Notice() != "" || r.Exhausted("net") != nil {
@@ -251,7 +256,7 @@ func TestRangesOfPodsThatRun(t *testing.T) {
 	}
 	r.next = nil
 	r.Count(t.Context())
-	if len(r.Ranges()) != 2 || r.Ranges()[0].Selected {
+	if len(r.Ranges()) != 3 || r.Ranges()[0].Selected {
 		t.Errorf("without a selected network: %+v", r.Ranges())
 	}
 }
@@ -360,4 +365,50 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(0)
+}
+
+// BenchmarkCount counts a folder of 65,000 addresses: the first time, when one file is
+// new, and when nothing is.
+func BenchmarkCount(b *testing.B) {
+	dir := b.TempDir()
+	files := filepath.Join(dir, "large")
+	if err := os.Mkdir(files, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	for i := range 65000 {
+		if err := os.WriteFile(fmt.Sprintf("%s/10.0.%d.%d", files, i/256, i%256), []byte("a\r\neth0"), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	next := attachment("large", fmt.Sprintf(`{"type": "host-local", "dataDir": %q, "subnet": "10.0.0.0/16"}`, dir))
+	counter := func() *Counter {
+		return New(Config{
+			Log: slog.New(slog.DiscardHandler), Next: func() (*cni.Attachment, error) { return next, nil },
+			Attachments: func() ([]*cni.Attachment, error) { return []*cni.Attachment{{ContainerID: "a", ConfList: []byte(`{}`)}}, nil },
+			Sandboxes:   func(context.Context) (map[string]bool, error) { return map[string]bool{}, nil },
+		})
+	}
+	b.Run("first", func(b *testing.B) {
+		for b.Loop() {
+			counter().Count(b.Context())
+		}
+	})
+	c := counter()
+	c.Count(b.Context())
+	for name, at := range map[string]func() time.Time{
+		"changed":   time.Now,
+		"unchanged": func() time.Time { return time.Unix(1, 0) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if now := at(); os.Chtimes(files, now, now) != nil {
+					b.Fatal("the folder's time cannot be set")
+				}
+				c.Count(b.Context())
+			}
+			if len(c.Ranges()) != 1 || c.Ranges()[0].Used < 64000 {
+				b.Fatalf("%+v", c.Ranges())
+			}
+		})
+	}
 }
