@@ -1,6 +1,8 @@
 package integration_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -122,7 +124,50 @@ func (n *testNode) awaitScrape(name string) {
 	}
 }
 
-// TestPrometheusRules has Prometheus itself read the rules, and run the tests of the
+// dashboardRules makes rules of all that the dashboards ask, so that Prometheus reads
+// that as well.
+func dashboardRules(t *testing.T) (file string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(kit.Root(), "packaging/grafana/*.json"))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("dashboards %q, %v", files, err)
+	}
+	rules := strings.Builder{}
+	rules.WriteString("groups:\n  - name: dashboards\n    rules:\n")
+	asks := 0
+	for _, name := range files {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var dashboard struct {
+			Panels []struct {
+				Targets []struct{ Expr string }
+			}
+		}
+		if err := json.Unmarshal(content, &dashboard); err != nil {
+			t.Fatal(err)
+		}
+		for _, panel := range dashboard.Panels {
+			for _, target := range panel.Targets {
+				asks++
+				expr := strings.ReplaceAll(target.Expr, "$__rate_interval", "5m")
+				fmt.Fprintf(&rules, "      - record: dashboard:panel:%d\n        expr: %q\n", asks, expr)
+			}
+		}
+	}
+	if asks < 50 {
+		t.Errorf("the dashboards ask for %d things", asks)
+	}
+	file = filepath.Join(t.TempDir(), "dashboards.yaml")
+	if err := os.WriteFile(file, []byte(rules.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestPrometheusRules has Prometheus itself read the rules and what the dashboards ask,
+// and run the tests of the
 // alerts.
 func TestPrometheusRules(t *testing.T) {
 	t.Parallel()
@@ -134,6 +179,7 @@ func TestPrometheusRules(t *testing.T) {
 	if err != nil || len(rules) != 2 {
 		t.Fatalf("rules %q, %v", rules, err)
 	}
+	rules = append(rules, dashboardRules(t))
 	for _, args := range [][]string{
 		append([]string{"check", "rules", "--lint=all", "--lint-fatal"}, rules...),
 		{"test", "rules", filepath.Join(kit.Root(), "packaging/prometheus/test/crinet.yaml")},

@@ -139,6 +139,9 @@ func (f *Flight) Cause() error {
 // networked without calling crinet.
 var ErrBypassed = errors.New("the runtime networked the pod without calling crinet")
 
+// errNotStarted is what a follower is told of the step in which the runtime failed.
+var errNotStarted = errors.New("the runtime did not start the sandbox")
+
 // Started says that the runtime has started the sandbox. It keeps the steps'
 // times, for people. The error says that
 // the sandbox runs without its network: it wraps ErrBypassed, or its attachment
@@ -175,6 +178,11 @@ func (f *Flight) Started(ctx context.Context) error {
 // that DEL fails. unknown says that the answer is the caller's or the
 // connection's, not the runtime's: the sandbox may still come up.
 func (f *Flight) Failed(ctx context.Context, unknown bool) {
+	if cause := f.Cause(); cause != nil {
+		f.tell(cause)
+	} else {
+		f.tell(errNotStarted)
+	}
 	key, attached := f.attachment()
 	if !attached {
 		return

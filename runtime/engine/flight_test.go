@@ -246,13 +246,15 @@ func (f *follower) follow(ctx context.Context) Follower {
 // when one fails, and its context reaches the plugin.
 func TestFollower(t *testing.T) {
 	for name, tt := range map[string]struct {
-		direct bool
-		fail   error
-		want   []string
+		direct     bool
+		fail       error
+		notStarted bool
+		want       []string
 	}{
-		"asked for": {false, nil, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>", "call start", "start ended: <nil>"}},
-		"fails":     {false, errors.New("no"), []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: no"}},
-		"direct":    {true, nil, []string{"call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>"}},
+		"not started": {false, nil, true, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>", "call start", "start ended: the runtime did not start the sandbox"}},
+		"asked for":   {false, nil, false, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>", "call start", "start ended: <nil>"}},
+		"fails":       {false, errors.New("no"), false, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: no"}},
+		"direct":      {true, nil, false, []string{"call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
@@ -276,10 +278,10 @@ func TestFollower(t *testing.T) {
 				t.Fatalf("Attach = %v", err)
 			}
 			if flight != nil {
-				if err == nil {
-					if err := flight.Started(ctx); err != nil {
-						t.Error(err)
-					}
+				if err != nil || tt.notStarted {
+					flight.Failed(ctx, false)
+				} else if err := flight.Started(ctx); err != nil {
+					t.Error(err)
 				}
 				flight.End()
 				flight.End()
