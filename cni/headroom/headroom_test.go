@@ -384,8 +384,10 @@ func BenchmarkCount(b *testing.B) {
 	counter := func() *Counter {
 		return New(Config{
 			Log: slog.New(slog.DiscardHandler), Next: func() (*cni.Attachment, error) { return next, nil },
-			Attachments: func() ([]*cni.Attachment, error) { return []*cni.Attachment{{ContainerID: "a", ConfList: []byte(`{}`)}}, nil },
-			Sandboxes:   func(context.Context) (map[string]bool, error) { return map[string]bool{}, nil },
+			Attachments: func() ([]*cni.Attachment, error) {
+				return []*cni.Attachment{{ContainerID: "a", ConfList: []byte(`{}`)}}, nil
+			},
+			Sandboxes: func(context.Context) (map[string]bool, error) { return map[string]bool{}, nil },
 		})
 	}
 	b.Run("first", func(b *testing.B) {
