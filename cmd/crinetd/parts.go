@@ -21,6 +21,7 @@ import (
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/keep"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
@@ -56,6 +57,8 @@ const (
 	netnsDir = "/run/netns"
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
+	// keptDir holds copies of plugins' binaries, in --state-dir.
+	keptDir = "plugins"
 )
 
 // parts are crinetd's parts. open makes them, in the order of the fields; serve
@@ -78,6 +81,7 @@ type parts struct {
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
 	builtins  *builtin.Plugins
+	kept      *keep.Store
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -217,6 +221,7 @@ func (p *parts) makeChain(context.Context) error {
 		},
 	})
 	p.builtins = builtin.New(p.log)
+	p.kept = keep.Open(filepath.Join(o.StateDir, keptDir), p.log)
 	runs, err := report.NewRuns(p.registry)
 	if err != nil {
 		return err
@@ -227,6 +232,7 @@ func (p *parts) makeChain(context.Context) error {
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
+		Keeper:        p.kept,
 		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
