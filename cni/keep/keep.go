@@ -158,7 +158,7 @@ func (s *Store) room(file *os.File) error {
 		return fmt.Errorf("%s: %w", s.dir, err)
 	}
 	entries, err := os.ReadDir(s.dir)
-	switch free := int64(disk.Bavail) * disk.Bsize; { //nolint:unconvert // unsigned elsewhere
+	switch free := int64(disk.Bavail) * disk.Bsize; {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
