@@ -31,6 +31,9 @@ type Attachment struct {
 	CapabilityArgs map[string]json.RawMessage `json:"capabilityArgs,omitempty"`
 	// Builtin are the plugins of the list that crinetd runs itself.
 	Builtin []Builtin `json:"builtin,omitempty"`
+	// Kept names the copies of the binaries that were there for ADD, by plugin type
+	// ([keep.Store]). DEL and CHECK use them where the bin dirs have none.
+	Kept map[string]string `json:"kept,omitempty"`
 	// Result is what ADD returned, in the list's CNI version; empty before.
 	Result json.RawMessage `json:"result,omitempty"`
 	// CacheDir is the libcni cache that holds the attachment's entry, if that is
@@ -63,7 +66,7 @@ func (a *Attachment) HasCheck() (bool, error) {
 
 // runtimeConf returns the attachment's arguments in libcni's form.
 func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
-	capabilities := make(map[string]any, len(a.CapabilityArgs)+2)
+	capabilities := make(map[string]any, len(a.CapabilityArgs)+3)
 	for name, value := range a.CapabilityArgs {
 		capabilities[name] = value
 	}
@@ -72,6 +75,9 @@ func (a *Attachment) runtimeConf() *libcni.RuntimeConf {
 	}
 	if len(a.Builtin) > 0 {
 		capabilities[builtinCapability] = a.Builtin
+	}
+	if len(a.Kept) > 0 {
+		capabilities[keptCapability] = a.Kept
 	}
 	return &libcni.RuntimeConf{
 		ContainerID:    a.ContainerID,

@@ -13,11 +13,12 @@ import (
 	"github.com/crinet-project/crinet/config"
 )
 
-// These carry [Attachment.Note] and [Attachment.Builtin] into libcni's cache, which
+// These carry [Attachment.Note], [Attachment.Builtin] and [Attachment.Kept] into libcni's cache, which
 // keeps all capability args. No plugin gets them, since none declares such names.
 const (
 	noteCapability    = "crinet/note"
 	builtinCapability = "crinet/builtin"
+	keptCapability    = "crinet/kept"
 )
 
 // Cached returns the attachments in libcni's cache (--cni-cache-dir), of one
@@ -95,6 +96,12 @@ func fromCache(cache *libcni.CNIConfig, e *libcni.NetworkAttachment) (*Attachmen
 			return nil, err
 		}
 	}
+	if kept := a.CapabilityArgs[keptCapability]; kept != nil {
+		if err := json.Unmarshal(kept, &a.Kept); err != nil {
+			return nil, err
+		}
+	}
+	delete(a.CapabilityArgs, keptCapability)
 	delete(a.CapabilityArgs, noteCapability)
 	delete(a.CapabilityArgs, builtinCapability)
 	list, err := a.list()

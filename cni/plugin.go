@@ -53,6 +53,8 @@ type Config struct {
 	// that may be chosen for new attachments (--builtin-plugins).
 	Builtin      BuiltinRunner
 	BuiltinTypes []string
+	// Keeper keeps the binaries that are executed, for DEL; nil keeps none.
+	Keeper Keeper
 	// Observe, which may be nil, watches each run of a plugin for an attachment.
 	Observe Observe
 	Log     *slog.Logger
@@ -115,8 +117,8 @@ func (p *Plugin) network() (*config.Network, error) {
 }
 
 // Plan completes an attachment with the network that is selected now: its name,
-// its configuration list, of the capability args those that the list declares, and
-// which of the plugins crinetd runs itself. Nothing has happened on the node when it returns.
+// its configuration list, of the capability args those that the list declares, which
+// of the plugins crinetd runs itself, and where the others' binaries are kept. Nothing has happened on the node when it returns.
 func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	network, err := p.network()
 	if err != nil {
@@ -128,6 +130,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 		return !slices.Contains(network.Capabilities, name)
 	})
 	a.Builtin, _ = p.choose(network)
+	a.Kept = p.keep(network, &a)
 	return &a, nil
 }
 

@@ -85,7 +85,7 @@ func (p *Plugin) callType(ctx context.Context, verb, typ string, list *libcni.Ne
 	if err != nil {
 		return fmt.Errorf("plugin %s: configuration: %w", typ, err)
 	}
-	return p.execFor(a).runPlugin(ctx, typ, p.config.BinDirs, stdin, &invoke.Args{
+	return p.execFor(a).runPlugin(ctx, typ, p.searched(a), stdin, &invoke.Args{
 		Command:     verb,
 		ContainerID: a.ContainerID,
 		NetNS:       a.NetNS,

@@ -90,7 +90,7 @@ func (p *parsed) network(plugins *probe.Plugins, opts ScanOptions) (n *Network, 
 	n = &Network{Name: p.name, CNIVersion: cniVersion, Capabilities: p.capabilities(), NeedsPodCIDR: p.needsPodCIDR()}
 	for _, pl := range p.plugins {
 		found, _ := plugins.Find(pl.typ)
-		n.Plugins = append(n.Plugins, NetworkPlugin{Type: pl.typ, Path: found.Path, IPAM: pl.ipam, Capabilities: pl.capabilities})
+		n.Plugins = append(n.Plugins, NetworkPlugin{Type: pl.typ, Path: found.Path, IPAM: pl.ipam, Delegates: pl.delegates, Capabilities: pl.capabilities})
 		n.addAbout(plugins, append([]string{pl.typ, pl.ipam}, pl.delegates...))
 	}
 	var err error

@@ -43,6 +43,7 @@ type NetworkPlugin struct {
 	Type         string
 	Path         string   // of its binary
 	IPAM         string   // type of its IPAM plugin; may be empty
+	Delegates    []string // types of plugins that it runs itself, as far as its configuration shows them; may have empty ones
 	Capabilities []string // that its configuration declares, sorted
 }
 

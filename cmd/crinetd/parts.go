@@ -23,6 +23,7 @@ import (
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
 	"github.com/crinet-project/crinet/cni/headroom"
+	"github.com/crinet-project/crinet/cni/keep"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
@@ -59,6 +60,8 @@ const (
 	netnsDir = "/run/netns"
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
+	// keptDir holds copies of plugins' binaries, in --state-dir.
+	keptDir = "plugins"
 )
 
 // parts are crinetd's parts. open makes them, in the order of the fields; serve
@@ -83,6 +86,7 @@ type parts struct {
 	dhcp      *dhcpd.Manager
 	builtins  *builtin.Plugins
 	headroom  *headroom.Counter // nil under noop
+	kept      *keep.Store
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -229,6 +233,7 @@ func (p *parts) makeChain(context.Context) error {
 		},
 	})
 	p.builtins = builtin.New(p.log)
+	p.kept = keep.Open(filepath.Join(o.StateDir, keptDir), p.log)
 	runs, err := report.NewRuns(p.registry)
 	if err != nil {
 		return err
@@ -244,6 +249,7 @@ func (p *parts) makeChain(context.Context) error {
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
 		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: observe,
+		Keeper:        p.kept,
 	})
 	return nil
 }

@@ -85,6 +85,7 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 	}
 	run(p.dhcp.Run)
 	run(p.builtins.Run)
+	run(func(ctx context.Context) { p.kept.Run(ctx, p.keptInUse) })
 	if err := p.serveHostPorts(ctx, run); err != nil {
 		return endHook, err
 	}
@@ -96,6 +97,18 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 	run(p.runtime.Run)
 	p.install(ctx, run)
 	return endHook, p.serveOperators(ctx, group)
+}
+
+// keptInUse are the copies of binaries that attachments need.
+func (p *parts) keptInUse() (map[string]bool, error) {
+	records, err := p.engine.Records()
+	used := make(map[string]bool)
+	for _, r := range records {
+		for _, hash := range r.Attachment.Kept {
+			used[hash] = true
+		}
+	}
+	return used, err
 }
 
 // install puts crinet's files where the runtime says that it looks, or under noop
