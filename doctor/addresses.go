@@ -37,16 +37,44 @@ func uplinkUp(ctx context.Context, n *Node) Result {
 	if err != nil {
 		return unknown("%v", err)
 	}
+	_, v6 := n.podSubnets(ctx)
+	for _, family := range []struct {
+		number int
+		name   string
+		wanted bool
+	}{{netlink.FAMILY_V4, "IPv4", l.hasGlobal(true)}, {netlink.FAMILY_V6, "IPv6", len(v6) > 0 && l.hasGlobal(false)}} {
+		if family.wanted && !slices.ContainsFunc(l.routes, func(r netlink.Route) bool {
+			return isDefault(r) && r.Family == family.number && r.Type == unix.RTN_UNICAST
+		}) {
+			return bad("ip route add default via GATEWAY; and in the configuration of the node's network", "the node has no default route for %s", family.name)
+		}
+	}
 	up := l.uplinks()
 	if len(up) == 0 {
 		return bad("ip route add default via GATEWAY; and in the configuration of the node's network", "the node has no default route")
 	}
 	for _, link := range up {
-		if link.Attrs().Flags&unix.IFF_UP == 0 || link.Attrs().OperState == netlink.OperDown {
+		if !hasCarrier(link) {
 			return bad("ip link set "+link.Attrs().Name+" up; is the cable or the virtual port connected?", "the default route's interface %s is down", link.Attrs().Name)
 		}
 	}
 	return good("the default route leads by %s", up[0].Attrs().Name)
+}
+
+// hasGlobal says whether a link that is no bridge has an address of the family that is
+// known beyond the link.
+func (l *links) hasGlobal(v4 bool) bool {
+	return slices.ContainsFunc(l.addrs, func(a netlink.Addr) bool {
+		link := l.byID[a.LinkIndex]
+		return link != nil && link.Type() != "bridge" && (a.IP.To4() != nil) == v4 && a.Scope == unix.RT_SCOPE_UNIVERSE
+	})
+}
+
+// hasCarrier says whether a link is up and connected. (Its operational state follows
+// with a delay.)
+func hasCarrier(link netlink.Link) bool {
+	const both = unix.IFF_UP | unix.IFF_LOWER_UP
+	return link.Attrs().RawFlags&both == both
 }
 
 // bridgeOf returns the selected network's bridge plugin and its link, which is nil

@@ -157,7 +157,7 @@ func crinetdFailures(ctx context.Context, n *Node) Result {
 		return bad("mend what the error names, crinetd tries again; or give up: crinetctl forget SANDBOX --reason WHY",
 			"%d networks cannot be removed: %s", len(stuck), few(stuck)).at(Warning).because("their pods stay Terminating, and their addresses taken")
 	}
-	return good("no ADD has failed since the last that worked but %d, %d removals under way", c.AddFailures, c.UndoPending)
+	return good("%d ADDs failed since the last one that worked, %d removals are under way", c.AddFailures, c.UndoPending)
 }
 
 func crinetdProblems(ctx context.Context, n *Node) Result {

@@ -5,8 +5,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -33,7 +36,7 @@ func firewallChecks() []Check {
 		{Name: "ufw", Looks: "ufw, and whether it routes pods' packets", Severity: Warning, run: ufw,
 			After: []string{"forward-nft", "forward-legacy"}, Why: "ufw drops forwarded packets, again after each reload"},
 		{Name: "crinet-table", Looks: "the table inet crinet: there, and with as many hostPorts as crinetd has mapped", Severity: Error, run: crinetTableStands,
-			After: []string{"crinetd-ready", "kernel-nftables"}, Why: "hostPorts and masquerade of running pods do not work"},
+			After: []string{"kernel-nftables"}, Why: "hostPorts and masquerade of running pods do not work"},
 		{Name: "stale-portmap", Looks: "chains of the plugin portmap, kubenet and dockershim that nobody needs any more", Severity: Warning, run: stalePortmap,
 			Why: "they take hostPorts away from new pods: connections end at addresses of pods that are gone"},
 	}
@@ -314,7 +317,7 @@ func crinetTableStands(ctx context.Context, n *Node) Result {
 			return skip("crinetd makes the table when its network is ready")
 		case crinetdErr == nil:
 			return bad("systemctl restart crinetd, which makes it again; then see who flushes nftables: nft monitor", "the table inet crinet is not there, although crinetd runs")
-		case !n.exists(n.Options.RunDir):
+		case !n.ranSinceBoot():
 			return skip("crinetd has not run since the last boot")
 		}
 		return bad("systemctl start crinetd, which makes it again; then see who flushed nftables (nftables.service? firewalld?)", "the table inet crinet was removed while crinetd is not running")
@@ -329,6 +332,19 @@ func crinetTableStands(ctx context.Context, n *Node) Result {
 		return bad("systemctl restart crinetd, which makes it right; somebody changes the table: nft monitor", "the table inet crinet lacks the chains %s", few(want))
 	}
 	return good("the table inet crinet stands")
+}
+
+// ranSinceBoot says whether crinetd has written its journal since the node was booted.
+func (n *Node) ranSinceBoot() bool {
+	boot := n.grep([]string{"/proc/stat"}, func(text string) bool { return strings.HasPrefix(text, "btime ") })
+	if len(boot) == 0 {
+		return false
+	}
+	seconds, err := strconv.ParseInt(strings.TrimPrefix(boot[0].Text, "btime "), 10, 64)
+	return err == nil && slices.ContainsFunc([]string{"journal.db", "journal.db.log"}, func(name string) bool {
+		info, err := os.Stat(n.path(n.Options.StateDir + "/" + name))
+		return err == nil && info.ModTime().After(time.Unix(seconds, 0))
+	})
 }
 
 // isPortmap says whether a chain is one of portmap's, kubenet's or dockershim's.

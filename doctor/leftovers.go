@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,40 +36,49 @@ func staleNetNS(ctx context.Context, n *Node) Result {
 	if err != nil {
 		return unknown("%v", err)
 	}
-	var idle []string
-	for _, name := range n.list("/run/netns") {
-		var stat unix.Stat_t
-		path := filepath.Join("/run/netns", name)
-		// containerd's and CRI-O's names; others are other people's.
-		if !strings.HasPrefix(name, "cni-") || unix.Stat(n.path(path), &stat) != nil || procs.netns[strconv.FormatUint(stat.Ino, 10)] {
-			continue
-		}
-		idle = append(idle, path)
-	}
+	idle := n.idleNetNS(procs)
 	if len(idle) == 0 {
 		return good("each of containerd's namespaces in /run/netns has a process")
 	}
+	// Namespaces of virtual machines have no process but a sandbox, new ones have
+	// neither yet: whoever networks them must say so.
+	if r, err := n.askRuntime(ctx); err != nil || len(r.Handlers) > len(n.Options.RuntimeHandlers) {
+		return unknown("%d network namespaces have no process, and may be those of runtime handlers that crinet does not serve", len(idle))
+	}
+	select {
+	case <-ctx.Done():
+		return unknown("%v", ctx.Err())
+	case <-time.After(twice):
+	}
+	if procs, err = n.scanProcesses(); err != nil {
+		return unknown("%v", err)
+	}
+	still := n.idleNetNS(procs)
 	c, err := n.askCrinetd(ctx)
 	if err != nil {
 		return unknown("%d network namespaces have no process, and crinetd does not say whose they are", len(idle))
 	}
-	var stale []string
-	for _, path := range idle {
-		// Namespaces of virtual machines have no process but a sandbox; new ones have
-		// neither yet. What is mounted there has the time of its making.
-		known := false
-		for _, p := range c.Pods {
-			known = known || filepath.Base(p.NetNS) == filepath.Base(path)
-		}
-		info, err := os.Stat(n.path(path))
-		if !known && err == nil && time.Since(info.ModTime()) > newFile {
-			stale = append(stale, filepath.Base(path))
-		}
+	known := make(map[string]bool)
+	for _, p := range c.Pods {
+		known[filepath.Base(p.NetNS)] = true
 	}
+	stale := slices.DeleteFunc(idle, func(name string) bool { return known[name] || !slices.Contains(still, name) })
 	if len(stale) == 0 {
-		return good("%d network namespaces have no process but a pod", len(idle))
+		return good("each of containerd's namespaces in /run/netns has a process or a pod")
 	}
 	return bad("ip netns del "+strings.Join(stale[:min(10, len(stale))], " "), "%d network namespaces in /run/netns belong to nobody: %s", len(stale), few(stale))
+}
+
+// idleNetNS are the namespaces in /run/netns, of containerd's and CRI-O's naming, in
+// which no process is. Others are other people's.
+func (n *Node) idleNetNS(procs *processes) (names []string) {
+	for _, name := range n.list("/run/netns") {
+		var stat unix.Stat_t
+		if strings.HasPrefix(name, "cni-") && unix.Stat(n.path("/run/netns/"+name), &stat) == nil && !procs.netns[strconv.FormatUint(stat.Ino, 10)] {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // twice is the wait between two looks at what may pass.
@@ -117,7 +127,7 @@ func deadVeths(ctx context.Context, n *Node) Result {
 	}
 	stay, err := n.lookTwice(ctx, func(link netlink.Link) bool {
 		a := link.Attrs()
-		return a.MasterIndex == bridge.Attrs().Index && a.Group != builtin.Doomed && a.OperState != netlink.OperUp && a.OperState != netlink.OperUnknown
+		return a.MasterIndex == bridge.Attrs().Index && a.Group != builtin.Doomed && !hasCarrier(link)
 	})
 	switch {
 	case err != nil:

@@ -49,7 +49,7 @@ type volume struct {
 func (n *Node) volumes() []volume {
 	var all []volume
 	seen := make(map[unix.Fsid]bool)
-	for _, dir := range []string{n.Options.StateDir, n.Options.RunDir, "/run", "/var/lib/cni", "/var/lib/containerd", "/tmp"} {
+	for _, dir := range []string{n.Options.StateDir, n.Options.RunDir, "/run", "/var/lib/cni", "/var/lib/containerd"} {
 		v := volume{dir: dir}
 		if unix.Statfs(n.path(dir), &v.stat) != nil || v.stat.Fsid != (unix.Fsid{}) && seen[v.stat.Fsid] {
 			continue
@@ -104,7 +104,7 @@ func (n *Node) judgeVolumes(what string, of func(*unix.Statfs_t) (free, total ui
 func diskReadOnly(_ context.Context, n *Node) Result {
 	volumes := n.volumes()
 	for _, v := range volumes {
-		if v.dir != "/tmp" && v.stat.Flags&unix.ST_RDONLY != 0 {
+		if v.stat.Flags&unix.ST_RDONLY != 0 {
 			return bad("dmesg | grep -i remount shows why; repair the disk, then mount -o remount,rw the file system of "+v.dir+" && systemctl restart crinetd", "the file system of %s is mounted read-only", v.dir)
 		}
 	}

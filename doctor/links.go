@@ -129,8 +129,7 @@ func (l *links) ports(bridge netlink.Link) []netlink.Link {
 func (l *links) tunnels() []netlink.Link {
 	kinds := []string{"vxlan", "geneve", "gre", "ipip", "sit", "wireguard", "gretap", "ip6tnl"}
 	return slices.DeleteFunc(slices.Clone(l.all), func(link netlink.Link) bool {
-		up := link.Attrs().OperState != netlink.OperDown && link.Attrs().Flags&unix.IFF_UP != 0
-		return !up || !slices.Contains(kinds, link.Type())
+		return link.Attrs().RawFlags&unix.IFF_UP == 0 || !slices.Contains(kinds, link.Type())
 	})
 }
 
