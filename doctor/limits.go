@@ -51,13 +51,20 @@ func (n *Node) volumes() []volume {
 	seen := make(map[unix.Fsid]bool)
 	for _, dir := range []string{n.Options.StateDir, n.Options.RunDir, "/run", "/var/lib/cni", "/var/lib/containerd"} {
 		v := volume{dir: dir}
-		if unix.Statfs(n.path(dir), &v.stat) != nil || v.stat.Fsid != (unix.Fsid{}) && seen[v.stat.Fsid] {
+		if n.statfs(dir, &v.stat) != nil || v.stat.Fsid != (unix.Fsid{}) && seen[v.stat.Fsid] {
 			continue
 		}
 		seen[v.stat.Fsid] = true
 		all = append(all, v)
 	}
 	return all
+}
+
+// statfs looks at the file system of a folder, or of where it will be made.
+func (n *Node) statfs(dir string, stat *unix.Statfs_t) error {
+	for ; dir != "/" && !n.exists(dir); dir = filepath.Dir(dir) {
+	}
+	return unix.Statfs(n.path(dir), stat)
 }
 
 // What counts as nearly full: bytes that the journal, its log and a pod's files need,
@@ -113,6 +120,9 @@ func diskReadOnly(_ context.Context, n *Node) Result {
 
 func clock(_ context.Context, n *Node) Result {
 	now := time.Now()
+	if n.now != nil {
+		now = n.now()
+	}
 	if now.Year() < 2020 {
 		return bad("timedatectl set-ntp true; or date -s, and replace the clock's battery", "the clock says %s", now.UTC().Format(time.DateOnly))
 	}

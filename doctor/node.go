@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/internal/dirs"
@@ -39,6 +40,7 @@ type Node struct {
 	Crinetd func(context.Context) (*Crinetd, error)
 	Runtime func(context.Context) (*Runtime, error)
 
+	now      func() time.Time // nil: the machine's clock
 	crinetd  source[*Crinetd]
 	runtime  source[*Runtime]
 	links    source[*links]
