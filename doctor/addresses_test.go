@@ -95,11 +95,11 @@ func TestHostLocalChecks(t *testing.T) {
 		{name: "all", check: "host-local-space", files: tiny(full...), want: Outcome(Error), found: "5 of 5 addresses of 10.10.0.0/29 are taken, none is left", mend: "range in /etc/cni/net.d/10-mynet.conflist"},
 		{name: "IPv6", check: "host-local-space", files: map[string]string{"/etc/cni/net.d/a.conflist": large}, want: OK, found: "0 of 18446744073709551614"},
 		{name: "pod CIDR not known", check: "host-local-space", files: map[string]string{"/etc/cni/net.d/a.conflist": `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local"}}]}`}, want: Unknown},
-		{name: "held", check: "host-local-leaks", files: tiny(full[:4]...), runtime: held, want: OK, found: "2 addresses"},
+		{name: "held", check: "host-local-leaks", files: tiny(full[:4]...), runtime: held, want: OK, found: "2 addresses held"},
 		{name: "new", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "ccc"), runtime: held, want: OK},
-		{name: "leaked", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "old ccc\r\neth0", dir+"10.10.0.3", "old bbb"), runtime: held, want: Outcome(Warning), found: "1 addresses of mynet", mend: "rm " + dir + "10.10.0.2"},
+		{name: "leaked", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "old ccc\r\neth0", dir+"10.10.0.3", "old bbb"), runtime: held, want: Outcome(Warning), found: "1 address of mynet", mend: "rm " + dir + "10.10.0.2"},
 		{name: "crinetd's", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "old ccc"), runtime: held, crinetd: &Crinetd{Pods: []Pod{{Sandbox: "old ccc"}}}, want: OK},
-		{name: "nobody says", check: "host-local-leaks", files: tiny(full...), want: Unknown, found: "5 addresses are taken"},
+		{name: "nobody says", check: "host-local-leaks", files: tiny(full...), want: Unknown, found: "5 addresses taken"},
 	})
 }
 
@@ -108,7 +108,7 @@ func TestLeftoverChecks(t *testing.T) {
 	const cache = "/var/lib/crinet/cni/results/mynet-ccc-eth0"
 	run(t, []tc{
 		{name: "empty", check: "cni-cache", files: conf(), want: OK},
-		{name: "held", check: "cni-cache", files: conf(cache, "old"), runtime: told(func(r *Runtime) { r.Sandboxes = []string{"ccc"} }), want: OK, found: "1 entries"},
+		{name: "held", check: "cni-cache", files: conf(cache, "old"), runtime: told(func(r *Runtime) { r.Sandboxes = []string{"ccc"} }), want: OK, found: "1 entry"},
 		{name: "stale", check: "cni-cache", files: conf(cache, "old", "/var/lib/cni/results/podman-ddd-eth0", "old"), runtime: told(nil), want: Outcome(Info), found: "1 of 1", mend: "rm " + cache},
 		{name: "nobody says", check: "cni-cache", files: conf(cache, "old"), want: Unknown},
 	})

@@ -61,7 +61,7 @@ func confDirUsable(ctx context.Context, n *Node) Result {
 		return bad("put a network's .conflist into "+dir+"; a cluster's network add-on may not have run yet: kubectl -n kube-system get pods -o wide",
 			"%s holds no network configuration", dir)
 	}
-	return good("%s has %d networks", dir, len(found.all))
+	return good("%s has %s", dir, count(len(found.all), "network"))
 }
 
 func confFiles(ctx context.Context, n *Node) Result {
@@ -73,7 +73,7 @@ func confFiles(ctx context.Context, n *Node) Result {
 		return unknown("%v", err)
 	}
 	if len(found.broken) == 0 {
-		return good("%d files can be read", len(found.all))
+		return good("%s can be read", count(len(found.all), "file"))
 	}
 	file, _, _ := strings.Cut(found.broken[0], ": ")
 	r := bad("edit "+file+" and test it: crinetctl validate "+strings.SplitN(file, ":", 2)[0], "%s", few(found.broken))
@@ -92,7 +92,7 @@ func confChoice(ctx context.Context, n *Node) Result {
 		return unknown("%v", err)
 	}
 	if n.Options.NetworkPlugin != config.PluginCNI || len(found.all) < 2 {
-		return good("there is no doubt: --network-plugin=%s, %d networks", n.Options.NetworkPlugin, len(found.all))
+		return good("there is no doubt: --network-plugin=%s, %s", n.Options.NetworkPlugin, count(len(found.all), "network"))
 	}
 	var names []string
 	for _, net := range found.all {

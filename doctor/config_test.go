@@ -32,7 +32,7 @@ func TestConfigChecks(t *testing.T) {
 	other := strings.ReplaceAll(mynet, "mynet", "other")
 	run(t, []tc{
 		{name: "good", check: "conf-dir", files: conf(), image: true,
-			want: OK, found: "1 networks"},
+			want: OK, found: "1 network"},
 		{name: "missing", check: "conf-dir", image: true,
 			want: Outcome(Error), found: "does not exist", mend: "mkdir -p /etc/cni/net.d"},
 		{name: "empty", check: "conf-dir", files: map[string]string{"/etc/cni/net.d/README": ""}, image: true,

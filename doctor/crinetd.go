@@ -155,9 +155,9 @@ func crinetdFailures(ctx context.Context, n *Node) Result {
 		return bad("journalctl -u crinetd | grep 'plugin=' names plugin and error; crinetctl status shows the network", "%s", found)
 	case len(stuck) > 0:
 		return bad("mend what the error names, crinetd tries again; or give up: crinetctl forget SANDBOX --reason WHY",
-			"%d networks cannot be removed: %s", len(stuck), few(stuck)).at(Warning).because("their pods stay Terminating, and their addresses taken")
+			"%s cannot be removed: %s", count(len(stuck), "pod's network"), few(stuck)).at(Warning).because("their pods stay Terminating, and their addresses taken")
 	}
-	return good("%d ADDs failed since the last one that worked, %d removals are under way", c.AddFailures, c.UndoPending)
+	return good("%s failed since the last one that worked, %s under way", count(c.AddFailures, "ADD"), count(c.UndoPending, "removal"))
 }
 
 func crinetdProblems(ctx context.Context, n *Node) Result {
@@ -171,7 +171,7 @@ func crinetdProblems(ctx context.Context, n *Node) Result {
 	case c.RuntimeProblem != "":
 		return bad("mend what the reason names; crinetd looks again every few seconds", "the runtime: %s", c.RuntimeProblem)
 	}
-	return good("crinetd reports no problem, %d hostPorts are mapped", c.Mapped)
+	return good("crinetd reports no problem, %s mapped", count(c.Mapped, "hostPort"))
 }
 
 func socketModes(_ context.Context, n *Node) Result {
@@ -194,5 +194,5 @@ func socketModes(_ context.Context, n *Node) Result {
 			return bad(fmt.Sprintf("chown root:root %s && chmod go-rwx %s", name, name), "%s has the mode %v and belongs to user %d", name, info.Mode().Perm(), owner(path))
 		}
 	}
-	return good("%d sockets in %s are root's alone", len(paths), n.Options.RunDir)
+	return good("%s in %s, root's alone", count(len(paths), "socket"), n.Options.RunDir)
 }

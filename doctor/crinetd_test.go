@@ -85,6 +85,6 @@ func TestSocketModes(t *testing.T) {
 		{name: "none", check: "socket-modes",
 			want: Skipped, found: "no sockets"},
 		{name: "good", check: "socket-modes", files: map[string]string{"/run/crinet/cri.sock": "600"},
-			want: OK, found: "1 sockets"},
+			want: OK, found: "1 socket in"},
 	})
 }

@@ -144,6 +144,20 @@ func (r Result) because(why string) Result {
 	return r
 }
 
+// count is a number of things; of is one of them.
+func count(n int, of string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(of, "s"):
+		of += "es"
+	case strings.HasSuffix(of, "y"):
+		of = strings.TrimSuffix(of, "y") + "ies"
+	default:
+		of += "s"
+	}
+	return fmt.Sprintf("%d %s", n, of)
+}
+
 // few lists at most three items, and counts the others.
 func few(items []string) string {
 	const most = 3

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,9 +74,9 @@ func (n *Node) trips(ctx context.Context) (bridge string, all []trip) {
 		pod := subnets[0].Addr().Next().Next()
 		out := netip.MustParseAddr([]string{"192.0.2.1", "2001:db8::1"}[i])
 		all = append(all,
-			trip{packet{bridge, uplink, pod, out, stateNew}, "from pods to the outside", Error},
-			trip{packet{uplink, bridge, out, pod, stateEstablished}, "answers to pods", Error},
-			trip{packet{uplink, bridge, out, pod, stateNew}, "from other nodes to pods", Warning})
+			trip{packet{in: bridge, out: uplink, src: pod, dst: out, state: stateNew}, "from pods to the outside", Error},
+			trip{packet{in: uplink, out: bridge, src: out, dst: pod, state: stateEstablished}, "answers to pods", Error},
+			trip{packet{in: uplink, out: bridge, src: out, dst: pod, state: stateNew}, "from other nodes to pods", Warning})
 	}
 	return bridge, all
 }
@@ -152,7 +153,7 @@ func forwardNFT(ctx context.Context, n *Node) Result {
 	case len(trips) == 0 && seen > 0:
 		return skip("the addresses of the pods' network are not known")
 	}
-	return good("%d chains at forward let pods' packets pass", seen)
+	return good("%s at forward, pods' packets pass", count(seen, "chain"))
 }
 
 // lost says why a base chain drops a packet; empty if it does not.
@@ -189,7 +190,7 @@ func forwardLegacy(ctx context.Context, n *Node) Result {
 			}
 		}
 	}
-	return good("%d tables of iptables-legacy let pods' packets pass", len(tables))
+	return good("%s of iptables-legacy, pods' packets pass", count(len(tables), "table"))
 }
 
 func inputPolicy(ctx context.Context, n *Node) Result {
@@ -271,7 +272,30 @@ func firewalld(ctx context.Context, n *Node) Result {
 	if len(wanted) == 0 {
 		return unknown("the pods' addresses are not known")
 	}
+	if zone := n.defaultZone(); zone != "" {
+		return bad(fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", wanted[0]),
+			"firewalld runs, and no zone has %s: they are in the default zone, which forwards (%s)", few(wanted), zone).
+			at(Info).because("pods reach only those ports of the node that the default zone opens")
+	}
 	return bad(fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", wanted[0]), "firewalld runs, and no zone has %s", few(wanted))
+}
+
+// defaultZone returns the file of firewalld's default zone if that forwards between its
+// interfaces.
+func (n *Node) defaultZone() string {
+	zone := "public"
+	for _, l := range n.grep([]string{"/etc/firewalld/firewalld.conf"}, func(text string) bool { return strings.HasPrefix(text, "DefaultZone=") }) {
+		zone = filepath.Base(strings.TrimPrefix(l.Text, "DefaultZone="))
+	}
+	for _, dir := range []string{"/etc/firewalld/zones/", "/usr/lib/firewalld/zones/"} {
+		if file := dir + zone + ".xml"; n.exists(file) {
+			if len(n.grep([]string{file}, func(text string) bool { return strings.Contains(text, "<forward/>") })) > 0 {
+				return file
+			}
+			return ""
+		}
+	}
+	return ""
 }
 
 func ufw(ctx context.Context, n *Node) Result {
@@ -389,7 +413,7 @@ func stalePortmap(ctx context.Context, n *Node) Result {
 	case len(chains) == 0:
 		return good("there are none")
 	case len(names) == 0:
-		return good("%d chains of portmap lead to pods that run", len(chains))
+		return good("%s of portmap, each for a pod that runs", count(len(chains), "chain"))
 	}
 	if _, err := n.askCrinetd(ctx); err != nil {
 		if net := n.selected(ctx); net == nil || net.has("portmap") || n.Options.HostPort == config.HostPortPlugin {
@@ -397,7 +421,7 @@ func stalePortmap(ctx context.Context, n *Node) Result {
 		}
 	}
 	return bad(fmt.Sprintf("%s -t nat -S | grep -- '-j %s' shows the rule that leads there; remove it (-D), then %s -t nat -F %s && %s -t nat -X %s", tool, names[0], tool, names[0], tool, names[0]),
-		"%d chains map hostPorts for pods that are gone: %s", len(names), few(names))
+		"%s for hostPorts of pods that are gone: %s", count(len(names), "chain"), few(names))
 }
 
 // mappedByPlugin are the addresses of pods that run.

@@ -178,20 +178,20 @@ func hostLocalLeaks(ctx context.Context, n *Node) Result {
 		return skip("the selected network has no addresses of host-local")
 	}
 	var leaked []reservation
-	dir, count := "", 0
+	dir, all := "", 0
 	for _, p := range plugins {
 		dir = p.store(net.Name)
 		taken, err := n.reservations(dir)
 		if err != nil {
 			return unknown("%v", err)
 		}
-		count += len(taken)
+		all += len(taken)
 		if len(taken) == 0 {
 			continue
 		}
 		held, err := n.sandboxes(ctx)
 		if err != nil {
-			return unknown("%d addresses are taken, and nobody says by whom: %v", len(taken), err)
+			return unknown("%s taken, and nobody says by whom: %v", count(len(taken), "address"), err)
 		}
 		for _, t := range taken {
 			if !held[t.id] && t.age > newFile {
@@ -200,7 +200,7 @@ func hostLocalLeaks(ctx context.Context, n *Node) Result {
 		}
 	}
 	if len(leaked) == 0 {
-		return good("%d addresses are held, each by a sandbox that is known", count)
+		return good("%s held, each by a sandbox that is known", count(all, "address"))
 	}
 	var names, paths []string
 	for _, t := range leaked {
@@ -208,7 +208,7 @@ func hostLocalLeaks(ctx context.Context, n *Node) Result {
 		paths = append(paths, t.path)
 	}
 	const most = 10 // in one command
-	return bad("rm "+strings.Join(paths[:min(most, len(paths))], " "), "%d addresses of %s are held for sandboxes that neither crinetd nor the runtime has: %s", len(leaked), net.Name, few(names))
+	return bad("rm "+strings.Join(paths[:min(most, len(paths))], " "), "%s of %s held for sandboxes that neither crinetd nor the runtime has: %s", count(len(leaked), "address"), net.Name, few(names))
 }
 
 // sandboxes are the ids of those that the runtime or crinetd has. The runtime must

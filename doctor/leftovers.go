@@ -66,7 +66,7 @@ func staleNetNS(ctx context.Context, n *Node) Result {
 	if len(stale) == 0 {
 		return good("each of containerd's namespaces in /run/netns has a process or a pod")
 	}
-	return bad("ip netns del "+strings.Join(stale[:min(10, len(stale))], " "), "%d network namespaces in /run/netns belong to nobody: %s", len(stale), few(stale))
+	return bad("ip netns del "+strings.Join(stale[:min(10, len(stale))], " "), "%s in /run/netns without a process or a pod: %s", count(len(stale), "network namespace"), few(stale))
 }
 
 // idleNetNS are the namespaces in /run/netns, of containerd's and CRI-O's naming, in
@@ -133,9 +133,9 @@ func deadVeths(ctx context.Context, n *Node) Result {
 	case err != nil:
 		return unknown("%v", err)
 	case len(stay) == 0:
-		return good("all %d ports of %s have a carrier", len(l.ports(bridge)), name)
+		return good("each port of %s has a carrier (%d)", name, len(l.ports(bridge)))
 	}
-	return bad(fmt.Sprintf("crinetctl pods names the pod; restart it; if there is none: ip link del %s", stay[0]), "%d ports of %s have no carrier: %s", len(stay), name, few(stay))
+	return bad(fmt.Sprintf("crinetctl pods names the pod; restart it; if there is none: ip link del %s", stay[0]), "%s of %s without a carrier: %s", count(len(stay), "port"), name, few(stay))
 }
 
 func doomedLinks(ctx context.Context, n *Node) Result {
@@ -149,7 +149,7 @@ func doomedLinks(ctx context.Context, n *Node) Result {
 	case len(stay) == 0:
 		return good("there are none")
 	}
-	return bad(fmt.Sprintf("ip link del group %d; journalctl -u crinetd says why crinetd does not", builtin.Doomed), "%d links are cut off and still there: %s", len(stay), few(stay))
+	return bad(fmt.Sprintf("ip link del group %d; journalctl -u crinetd says why crinetd does not", builtin.Doomed), "%s cut off and still there: %s", count(len(stay), "link"), few(stay))
 }
 
 func cniCache(ctx context.Context, n *Node) Result {
@@ -186,7 +186,7 @@ func cniCache(ctx context.Context, n *Node) Result {
 	case heldErr != nil:
 		return unknown("%d entries, and nobody says whose they are: %v", total, heldErr)
 	case len(stale) == 0:
-		return good("each of %d entries belongs to a sandbox", total)
+		return good("%s, each of a sandbox", count(total, "entry"))
 	}
 	return bad("rm "+strings.Join(stale[:min(5, len(stale))], " "), "%d of %d entries belong to no sandbox", len(stale), total)
 }

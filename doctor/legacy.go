@@ -18,6 +18,7 @@ type legacyTable struct {
 	policy map[string]string   // base chain -> ACCEPT or DROP
 	chains []string            // all, in their order
 	rules  map[string][]string // chain -> rules, as iptables-save has them
+	marks  bool                // a rule gives packets marks
 }
 
 // askLegacy returns the tables of iptables-legacy that the kernel has. The programs
@@ -72,6 +73,9 @@ func parseSave(name, text string, v6 bool) legacyTable {
 			t.rules[chain] = append(t.rules[chain], rest)
 		}
 	}
+	for _, rules := range t.rules {
+		t.marks = t.marks || slices.ContainsFunc(rules, func(rule string) bool { return strings.Contains(rule, "MARK ") })
+	}
 	return t
 }
 
@@ -79,6 +83,7 @@ func parseSave(name, text string, v6 bool) legacyTable {
 // may pass.
 func (t *legacyTable) lost(base string, p packet) string {
 	doubt := false
+	p.marked = p.marked || t.marks
 	f := t.chain(base, p, 0, &doubt)
 	switch {
 	case doubt || f == passes:
@@ -154,7 +159,7 @@ func legacyRule(rule string, p packet) (match truth, target string, jump bool) {
 		case "-d":
 			t = within(value, p.dst)
 		case "-m":
-			if !slices.Contains([]string{"conntrack", "state", "comment"}, value) {
+			if !slices.Contains([]string{"conntrack", "state", "comment", "mark"}, value) {
 				t = maybe
 			}
 		case "--ctstate", "--state":
@@ -163,6 +168,13 @@ func legacyRule(rule string, p packet) (match truth, target string, jump bool) {
 				want = "NEW"
 			}
 			if !slices.Contains(strings.Split(value, ","), want) {
+				t = no
+			}
+		case "--mark":
+			switch { // pods' packets have none
+			case p.marked:
+				t = maybe
+			case !strings.HasPrefix(value, "0x0"):
 				t = no
 			}
 		case "--comment":

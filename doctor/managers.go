@@ -153,6 +153,7 @@ func networkManager(ctx context.Context, n *Node) Result {
 		return skip("NetworkManager does not run")
 	}
 	var patterns []string
+	severity := Warning // it may make connections for links that it finds
 	files := append(n.glob("/usr/lib/NetworkManager/conf.d/*.conf"), append([]string{"/etc/NetworkManager/NetworkManager.conf"}, n.glob("/etc/NetworkManager/conf.d/*.conf")...)...)
 	for _, file := range files {
 		for section, keys := range n.ini(file) {
@@ -160,6 +161,9 @@ func networkManager(ctx context.Context, n *Node) Result {
 				for _, v := range keys["unmanaged-devices"] {
 					patterns = append(patterns, strings.FieldsFunc(v, func(c rune) bool { return c == ';' || c == ',' })...)
 				}
+			}
+			if section == "main" && slices.Contains(keys["no-auto-default"], "*") {
+				severity = Info
 			}
 			if strings.HasPrefix(section, "device") && slices.Contains(keys["managed"], "0") {
 				for _, v := range keys["match-device"] {
@@ -182,7 +186,7 @@ func networkManager(ctx context.Context, n *Node) Result {
 		names += ";interface-name:" + name
 	}
 	return bad(fmt.Sprintf(`printf '[keyfile]\nunmanaged-devices=%s\n' >/etc/NetworkManager/conf.d/crinet.conf && systemctl reload NetworkManager`, names),
-		"NetworkManager runs and may manage %s: no unmanaged-devices names them", few(managed))
+		"NetworkManager runs and may manage %s: no unmanaged-devices names them", few(managed)).at(severity)
 }
 
 // unmanaged says whether a device specification of NetworkManager's names a link.

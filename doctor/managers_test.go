@@ -25,6 +25,7 @@ func TestLinkManagerChecks(t *testing.T) {
 		{name: "hidden", check: "mac-address-policy", files: udev("/etc/systemd/network/99-default.link", "[Match]\nOriginalName=*\n"), crinetd: executed, want: OK},
 		{name: "not running", check: "network-manager", files: conf(), want: Skipped},
 		{name: "unaware", check: "network-manager", files: nm("/etc/NetworkManager/NetworkManager.conf", "[main]\nplugins=keyfile\n"), want: Outcome(Warning), found: "mynet0", mend: "interface-name:mynet0"},
+		{name: "makes no connections", check: "network-manager", files: nm("/etc/NetworkManager/NetworkManager.conf", "[main]\nno-auto-default=*\n"), want: Outcome(Info), mend: "unmanaged-devices"},
 		{name: "aware", check: "network-manager", files: nm("/etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:veth*;interface-name:mynet0\n"), want: OK},
 		{name: "by device", check: "network-manager", files: nm("/etc/NetworkManager/conf.d/a.conf", "[device-pods]\nmatch-device=type:veth;type:bridge\nmanaged=0\n"), want: OK},
 		{name: "half aware", check: "network-manager", files: nm("/etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*;type:veth\n"), want: Outcome(Warning), found: "may manage mynet0"},

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,6 +19,7 @@ type packet struct {
 	in, out  string // interfaces
 	src, dst netip.Addr
 	state    uint32 // one bit of conntrack's states
+	marked   bool   // it may have a mark
 }
 
 // States of conntrack, as expressions have them (linux/netfilter/nf_conntrack_common.h).
@@ -156,6 +158,7 @@ func (j *judge) rule(r *nftables.Rule) (match truth, verdict *expr.Verdict) {
 			t = j.match(e)
 		case *expr.Target:
 			verdict = target(e)
+			j.p.marked = j.p.marked || strings.HasSuffix(e.Name, "MARK")
 		case *expr.Reject:
 			verdict = &expr.Verdict{Kind: expr.VerdictDrop}
 		case *expr.Verdict:
@@ -183,6 +186,7 @@ func (j *judge) meta(e *expr.Meta, registers map[uint32][]byte) {
 	}
 	switch {
 	case e.SourceRegister:
+		j.p.marked = j.p.marked || e.Key == expr.MetaKeyMARK
 	case e.Key == expr.MetaKeyIIFNAME:
 		name(j.p.in)
 	case e.Key == expr.MetaKeyOIFNAME:
@@ -191,7 +195,7 @@ func (j *judge) meta(e *expr.Meta, registers map[uint32][]byte) {
 		registers[e.Register] = []byte{unix.NFPROTO_IPV4}
 	case e.Key == expr.MetaKeyNFPROTO:
 		registers[e.Register] = []byte{unix.NFPROTO_IPV6}
-	case e.Key == expr.MetaKeyMARK:
+	case e.Key == expr.MetaKeyMARK && !j.p.marked:
 		registers[e.Register] = make([]byte, 4) // pods' packets have none
 	}
 }
@@ -277,7 +281,7 @@ func (j *judge) match(e *expr.Match) truth {
 		if e.Name == "comment" {
 			return yes
 		}
-		if e.Name == "mark" && len(*info) >= 9 { // struct xt_mark_mtinfo1: mark, mask, invert
+		if e.Name == "mark" && len(*info) >= 9 && !j.p.marked { // struct xt_mark_mtinfo1: mark, mask, invert
 			zero := binary.NativeEndian.Uint32(*info) == 0
 			if zero != ((*info)[8] != 0) {
 				return yes

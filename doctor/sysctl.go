@@ -141,9 +141,6 @@ func (l *links) detour() string {
 			return fmt.Sprintf("a policy rule (priority %d) looks into routing table %d", r.Priority, r.Table)
 		}
 	}
-	if t := l.tunnels(); len(t) > 0 {
-		return "there is the tunnel " + t[0].Attrs().Name
-	}
 	return ""
 }
 
@@ -159,11 +156,7 @@ func rpFilter(ctx context.Context, n *Node) Result {
 	why := l.detour()
 	var strict []string
 	first := ""
-	names := n.interesting(ctx)
-	for _, tunnel := range l.tunnels() {
-		names = append(names, tunnel.Attrs().Name)
-	}
-	for _, link := range names {
+	for _, link := range n.interesting(ctx) {
 		own, err := n.number("net/ipv4/conf/" + link + "/rp_filter")
 		if err == nil && max(all, own) == 1 { // the kernel takes the larger one
 			strict = append(strict, link)
@@ -172,7 +165,7 @@ func rpFilter(ctx context.Context, n *Node) Result {
 	}
 	switch {
 	case len(strict) == 0:
-		return good("rp_filter is strict on no uplink, bridge or tunnel")
+		return good("rp_filter is strict on no uplink and no bridge of pods")
 	case why == "":
 		return good("rp_filter is strict on %s, which does no harm: there is one way in and out", few(strict))
 	}

@@ -49,7 +49,7 @@ var kernelFaults = []fault{
 	{check: "subnet-overlap-node", inject: "ip addr add 10.10.200.7/24 dev eth0", want: []string{"10.10.0.0/16 overlaps with 10.10.200.7/24", "ip addr del"}, mend: "ip addr del 10.10.200.7/24 dev eth0"},
 	{check: "bridge-gateway", inject: "ip addr del 10.10.0.1/16 dev mynet0", want: []string{"not the gateway's address 10.10.0.1", "ip addr add 10.10.0.1/16 dev mynet0"}, mend: "ip addr add 10.10.0.1/16 dev mynet0"},
 	{check: "uplink", inject: "ip route del default", want: []string{"no default route", "ip route add default"}, mend: "ip route add default via " + node.OutsideIPv4},
-	{check: "dead-veths", inject: "ip link add dead0 type veth peer name dead1; ip link set dead0 master mynet0 up", want: []string{"1 ports of mynet0 have no carrier: dead0", "ip link del dead0"}, mend: "ip link del dead0"},
+	{check: "dead-veths", inject: "ip link add dead0 type veth peer name dead1; ip link set dead0 master mynet0 up", want: []string{"1 port of mynet0 without a carrier: dead0", "ip link del dead0"}, mend: "ip link del dead0"},
 	{check: "doomed-links", inject: "ip link add doom0 type veth peer name doom1; ip link set doom0 group 1668442478", want: []string{"doom0", "ip link del group 1668442478"}, mend: "ip link del group 1668442478"},
 	{check: "stale-netns", inject: "ip netns add cni-00000000-0000-0000-0000-000000000000", want: []string{"ip netns del cni-00000000"}, mend: "ip netns del cni-00000000-0000-0000-0000-000000000000"},
 }

@@ -208,7 +208,11 @@ func summary(o *options, f *doctorFlags, report doctor.Report) string {
 	var parts, unknown []string
 	for _, out := range []doctor.Outcome{"error", "warning", "info", doctor.Unknown, doctor.Skipped} {
 		if n := report.Counts[out]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, out))
+			name := string(out)
+			if n > 1 && (out == doctor.Outcome(doctor.Error) || out == doctor.Outcome(doctor.Warning)) {
+				name += "s"
+			}
+			parts = append(parts, fmt.Sprintf("%d %s", n, name))
 		}
 	}
 	for _, r := range report.Results {
