@@ -21,6 +21,8 @@ func addressChecks() []Check {
 			Why: "neither the node nor its pods reach the outside"},
 		{Name: "bridge-gateway", Looks: "the pods' bridge: up, with the gateway's address", Severity: Error, run: bridgeGateway,
 			Why: "running pods at the bridge reach nothing beyond it"},
+		{Name: "pod-addresses", Looks: "whether two pods have one address", Severity: Error, run: podAddresses,
+			After: []string{"crinetd-answers"}, Why: "packets for one of the two go to the other"},
 		{Name: "mtu", Looks: "MTU of the pods' bridge, its ports and the configuration against uplink and tunnels", Severity: Warning, run: mtuFits,
 			Why: "small packets pass and large ones are lost: connections open, then hang"},
 		{Name: "subnet-overlap-node", Looks: "the pods' subnets against the node's addresses and routes", Severity: Error, run: overlapNode,
@@ -127,7 +129,34 @@ func bridgeGateway(ctx context.Context, n *Node) Result {
 			}
 		}
 	}
+	for _, a := range l.addrs {
+		if a.LinkIndex == link.Attrs().Index && a.Flags&unix.IFA_F_DADFAILED != 0 {
+			return bad(fmt.Sprintf("find who has it too, then: ip addr del %s dev %s; the next pod's ADD gives it back", a.IPNet, name), "%s of the bridge %s failed duplicate address detection", a.IPNet, name)
+		}
+	}
 	return good("the bridge %s is up and has the gateway's address", name)
+}
+
+func podAddresses(ctx context.Context, n *Node) Result {
+	c, err := n.askCrinetd(ctx)
+	if err != nil {
+		return n.withoutCrinetd(err)
+	}
+	owners, pods := make(map[string]string), 0
+	for _, p := range c.Pods {
+		if p.State != "attached" {
+			continue
+		}
+		pods++
+		for _, text := range p.Addresses {
+			addr, _, _ := strings.Cut(text, "/")
+			if other, twice := owners[addr]; twice && other != p.Name {
+				return bad("delete one of the two pods; then crinetctl doctor --check subnet-overlap-networks,host-local-leaks", "%s and %s both have %s", other, p.Name, addr)
+			}
+			owners[addr] = p.Name
+		}
+	}
+	return good("%s, %s, none twice", count(pods, "pod"), count(len(owners), "address"))
 }
 
 // overhead is what a tunnel takes from its uplink's MTU, in bytes (IPv4).

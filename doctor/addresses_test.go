@@ -33,6 +33,8 @@ func TestAddressChecks(t *testing.T) {
 		l.routes[1].Gw = []byte{10, 10, 1, 0}
 		return l
 	}
+	failed := bridged(nil).addr(2, "10.10.0.1/24").addr(2, "fd00::1/64")
+	failed.addrs[1].Flags = unix.IFA_F_DADFAILED
 	none := bridged(nil)
 	none.routes = nil
 	wide := conf("/etc/cni/net.d/10-mynet.conflist", strings.Replace(mynet, `"isGateway"`, `"mtu":9000,"isGateway"`, 1))
@@ -51,6 +53,9 @@ func TestAddressChecks(t *testing.T) {
 		{name: "no address", check: "bridge-gateway", files: conf(), links: bridged(nil).addr(1, "10.10.0.1/24"), want: Outcome(Error), found: "1 ports but not", mend: "ip addr add 10.10.0.1/24 dev mynet0"},
 		{name: "down", check: "bridge-gateway", files: conf(), links: bridged(func(_, b, _ *netlink.LinkAttrs) { b.Flags = 0 }), want: Outcome(Error), mend: "ip link set mynet0 up"},
 		{name: "no bridge yet", check: "bridge-gateway", files: conf(), links: linksOf(link(1, "eth0", nil)), want: Skipped, found: "first pod"},
+		{name: "IPv6 twice on the link", check: "bridge-gateway", files: conf(), links: failed, want: Outcome(Error), found: "fd00::1/64 of the bridge mynet0 failed duplicate", mend: "ip addr del fd00::1/64 dev mynet0"},
+		{name: "one each", check: "pod-addresses", crinetd: &Crinetd{Pods: []Pod{{Name: "a/b", State: "attached", Addresses: []string{"10.1.0.2/24"}}, {Name: "a/c", State: "detaching", Addresses: []string{"10.1.0.2/24"}}}}, want: OK, found: "1 pod, 1 address"},
+		{name: "twice", check: "pod-addresses", crinetd: &Crinetd{Pods: []Pod{{Name: "a/b", State: "attached", Addresses: []string{"10.1.0.2"}}, {Name: "a/c", State: "attached", Addresses: []string{"10.1.0.2/24"}}}}, want: Outcome(Error), found: "a/b and a/c both have 10.1.0.2", mend: "delete one"},
 		{name: "same", check: "mtu", files: conf(), links: mtus(1500, 1500, 1500), want: OK},
 		{name: "smaller is safe", check: "mtu", files: conf(), links: mtus(9000, 1500, 1500), want: OK},
 		{name: "larger than uplink", check: "mtu", files: conf(), links: mtus(1400, 1500, 1500), want: Outcome(Warning), found: "mynet0 has MTU 1500, uplink eth0 has 1400", mend: "ip link set mynet0 mtu 1400"},

@@ -168,6 +168,8 @@ func crinetdProblems(ctx context.Context, n *Node) Result {
 	switch {
 	case c.HostPortProblem != "":
 		return bad("mend what the reason names; crinetd tries again by itself", "hostPorts: %s", c.HostPortProblem).because("pods with hostPorts are refused, or are not reached")
+	case c.DHCPProblem != "":
+		return bad("systemctl enable --now cni-dhcp.socket, or have the plugin dhcp in crinetd's --cni-bin-dir: crinetd starts it then", "the dhcp daemon: %s", c.DHCPProblem).because("pods of the network get no address, and leases run out")
 	case c.RuntimeProblem != "":
 		return bad("mend what the reason names; crinetd looks again every few seconds", "the runtime: %s", c.RuntimeProblem)
 	}

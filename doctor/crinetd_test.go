@@ -68,6 +68,8 @@ func TestCrinetdChecks(t *testing.T) {
 			want: OK},
 		{name: "hostPorts", check: "crinetd-problems", files: unit, crinetd: &Crinetd{HostPortProblem: "no nf_tables"},
 			want: Outcome(Warning), found: "no nf_tables", mend: "mend what"},
+		{name: "dhcp", check: "crinetd-problems", files: unit, crinetd: &Crinetd{DHCPProblem: "/run/cni/dhcp.sock: it ended"},
+			want: Outcome(Warning), found: "dhcp.sock: it ended", mend: "cni-dhcp.socket"},
 		{name: "runtime", check: "crinetd-problems", files: unit, crinetd: &Crinetd{RuntimeProblem: "conf dir"},
 			want: Outcome(Warning), found: "conf dir", mend: "mend what"},
 	})

@@ -38,6 +38,8 @@ func firewallChecks() []Check {
 			After: []string{"forward-nft", "forward-legacy"}, Why: "ufw drops forwarded packets, again after each reload"},
 		{Name: "crinet-table", Looks: "the table inet crinet: there, and with as many hostPorts as crinetd has mapped", Severity: Error, run: crinetTableStands,
 			After: []string{"kernel-nftables"}, Why: "hostPorts and masquerade of running pods do not work"},
+		{Name: "ipvs-protected", Looks: "whether hostPorts leave kube-proxy's addresses in IPVS mode alone", Severity: Error, run: ipvsProtected,
+			Why: "a hostPort takes the same port of every Service on this node, such as the API server's"},
 		{Name: "stale-portmap", Looks: "chains of the plugin portmap, kubenet and dockershim that nobody needs any more", Severity: Warning, run: stalePortmap,
 			Why: "they take hostPorts away from new pods: connections end at addresses of pods that are gone"},
 	}
@@ -355,7 +357,28 @@ func crinetTableStands(ctx context.Context, n *Node) Result {
 	if len(want) > 0 {
 		return bad("systemctl restart crinetd, which makes it right; somebody changes the table: nft monitor", "the table inet crinet lacks the chains %s", few(want))
 	}
-	return good("the table inet crinet stands")
+	if crinetdErr == nil && c.Mapped > 0 && rules.hostPorts == 0 {
+		return bad("systemctl restart crinetd, which makes it right; somebody changes the table: nft monitor", "crinetd has mapped %s, and the table inet crinet has none", count(c.Mapped, "hostPort"))
+	}
+	return good("the table inet crinet stands, with %s", count(rules.hostPorts, "hostPort"))
+}
+
+// ipvsDevice has the addresses of Services where kube-proxy uses IPVS.
+const ipvsDevice = "kube-ipvs0"
+
+func ipvsProtected(ctx context.Context, n *Node) Result {
+	l, err := n.askLinks(ctx)
+	if err != nil {
+		return unknown("%v", err)
+	}
+	if l.named(ipvsDevice) == nil || n.Options.HostPort != config.HostPortManager {
+		return skip("kube-proxy does not use IPVS, or crinetd does not map hostPorts")
+	}
+	if !slices.Contains(n.Options.HostPortProtected, ipvsDevice) {
+		return bad("have --hostport-protected-interfaces="+ipvsDevice+" in "+flagsFile+" && systemctl restart crinetd",
+			"kube-proxy has the Services' addresses on %s, which --hostport-protected-interfaces=%s leaves out", ipvsDevice, strings.Join(n.Options.HostPortProtected, ","))
+	}
+	return good("hostPorts leave the addresses on %s alone", ipvsDevice)
 }
 
 // ranSinceBoot says whether crinetd has written its journal since the node was booted.

@@ -63,27 +63,24 @@ type Crinetd struct {
 	// itself.
 	Executed []string
 	PodCIDRs []string
-	// Loaded are the networks that the runtime has loaded; RuntimeProblem is why it
-	// does not use crinet.
-	Loaded         []string
+	// RuntimeProblem is why the runtime does not use crinet.
 	RuntimeProblem string
-	// HostPorts says that crinetd maps them; Mapped is how many it has mapped,
-	// HostPortProblem why it cannot.
-	HostPorts       bool
+	// Mapped is how many hostPorts crinetd has mapped, HostPortProblem why it cannot
+	// map them.
 	Mapped          int
 	HostPortProblem string
-	AddFailures     int
-	UndoPending     int
-	Problems        []string // of files, each with its place
-	Pods            []Pod
+	// DHCPProblem is why a daemon of the IPAM plugin dhcp does not run.
+	DHCPProblem string
+	AddFailures int
+	UndoPending int
+	Pods        []Pod
 }
 
 // Pod is a sandbox that crinetd has networked.
 type Pod struct {
 	Name      string // namespace/name
 	Sandbox   string
-	State     string
-	Network   string
+	State     string // attaching, attached or detaching
 	NetNS     string
 	Addresses []string
 	Tries     int // failed attempts to undo it

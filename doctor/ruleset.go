@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -16,6 +17,8 @@ type ruleset struct {
 	// elements are those of the sets that rules name, as far as they are keys
 	// without ranges: table and set -> key -> verdict (nil in a set).
 	elements map[setKey]map[string]*expr.Verdict
+	// hostPorts is how many elements crinet's maps of hostPorts have.
+	hostPorts int
 }
 
 type chainKey struct {
@@ -62,6 +65,9 @@ func (n *Node) readRuleset(ctx context.Context) (*ruleset, error) {
 	if s.chains, err = c.ListChains(); err != nil {
 		return nil, fmt.Errorf("list nftables' chains: %w", err)
 	}
+	if err := s.countHostPorts(c); err != nil {
+		return nil, fmt.Errorf("read crinet's table: %w", err)
+	}
 	filtering := make(map[chainKey]bool) // tables with a filter chain, by an empty chain's name
 	for _, chain := range s.chains {
 		if isFilter(chain) {
@@ -87,6 +93,29 @@ func (n *Node) readRuleset(ctx context.Context) (*ruleset, error) {
 		s.readSets(c, chain.Table, rules)
 	}
 	return s, nil
+}
+
+// countHostPorts counts the elements of crinet's maps.
+func (s *ruleset) countHostPorts(c *nftables.Conn) error {
+	table := s.table(nftables.TableFamilyINet, crinetTable)
+	if table == nil {
+		return nil
+	}
+	sets, err := c.GetSets(table)
+	if err != nil {
+		return err
+	}
+	for _, set := range sets {
+		if !strings.Contains(set.Name, "ports") {
+			continue
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return err
+		}
+		s.hostPorts += len(elements)
+	}
+	return nil
 }
 
 // isFilter says whether a chain filters forwarded packets, or those to the node.
@@ -136,6 +165,16 @@ func (s *ruleset) table(family nftables.TableFamily, name string) *nftables.Tabl
 		}
 	}
 	return nil
+}
+
+// has says whether there is a chain in a table.
+func (s *ruleset) has(family nftables.TableFamily, table, chain string) bool {
+	for _, c := range s.chains {
+		if keyOf(c) == (chainKey{family, table, chain}) {
+			return true
+		}
+	}
+	return false
 }
 
 // hasChain says whether there is a chain of that name in any table.

@@ -116,6 +116,9 @@ func runtimeConf(ctx context.Context, n *Node) Result {
 	}
 	at := slices.Index(names, config.OwnFile)
 	switch {
+	case at < 0 && len(n.glob(dir+"/"+config.OwnFile+".cilium_bak*")) > 0:
+		return bad("set cni.exclusive=false in Cilium's Helm values, or give the runtime a conf dir of its own: crinetctl install",
+			"Cilium takes %s for itself and has renamed %s", dir, config.OwnFile)
 	case at < 0:
 		return bad(restart, "%s is not in %s, which has: %s", config.OwnFile, dir, cmp.Or(few(names), "nothing"))
 	case at > 0:

@@ -44,6 +44,8 @@ func TestRuntimeChecks(t *testing.T) {
 			want: OK, found: "comes first"},
 		{name: "not there", check: "containerd-conf", files: without("/etc/crinet/net.d/00-crinet.conflist"), crinetd: up, runtime: told(nil),
 			want: Outcome(Error), found: "is not in /etc/crinet/net.d, which has: nothing", mend: "systemctl restart crinetd"},
+		{name: "Cilium", check: "containerd-conf", files: map[string]string{"/etc/default/crinetd": "", "/etc/crinet/net.d/00-crinet.conflist.cilium_bak": ownConf}, crinetd: up, runtime: told(nil),
+			want: Outcome(Error), found: "Cilium takes", mend: "cni.exclusive=false"},
 		{name: "not first", check: "containerd-conf", files: tree("/etc/crinet/net.d/00-a.conf", "{}"), crinetd: up, runtime: told(nil),
 			want: Outcome(Error), found: "00-a.conf sorts before", mend: "mv /etc/crinet/net.d/00-a.conf"},
 		{name: "not loaded", check: "containerd-conf", files: tree(), crinetd: up, runtime: told(func(r *Runtime) { r.Loaded = []string{"other"} }),

@@ -3,9 +3,11 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +26,8 @@ func sysctlChecks() []Check {
 			Why: "a node that forwards ignores router advertisements unless accept_ra is 2: its IPv6 default route runs out"},
 		{Name: "rp-filter", Looks: "rp_filter, where replies may take another way than requests", Severity: Warning, run: rpFilter,
 			Why: "the kernel silently drops packets that come in by another interface than their reply would leave by"},
+		{Name: "route-localnet", Looks: "interfaces that route 127.0.0.0/8, and the rules that guard them", Severity: Warning, run: routeLocalnet,
+			Why: "neighbours and pods reach the node's services on 127.0.0.1 (CVE-2020-8558)"},
 		{Name: "bridge-nf-call", Looks: "bridge-nf-call-iptables and its ip6tables twin, and the module br_netfilter", Severity: Warning, run: bridgeNF,
 			Why: "a pod that reaches a pod of its own node through a Service gets the answer from another address, and drops it"},
 	}
@@ -193,4 +197,34 @@ func bridgeNF(ctx context.Context, n *Node) Result {
 		}
 	}
 	return good("bridged packets pass netfilter")
+}
+
+func routeLocalnet(ctx context.Context, n *Node) Result {
+	rules, err := n.askRuleset(ctx)
+	if err != nil {
+		return unknown("%v", err)
+	}
+	legacy, err := n.askLegacy(ctx)
+	if err != nil {
+		return unknown("%v", err)
+	}
+	var open []string
+	for _, file := range n.glob("/proc/sys/net/ipv4/conf/*/route_localnet") {
+		link := filepath.Base(filepath.Dir(file))
+		if v, err := n.number("net/ipv4/conf/" + link + "/route_localnet"); err == nil && v == 1 {
+			open = append(open, link)
+		}
+	}
+	// crinetd's guard is for the interfaces that it opens, kube-proxy's for all.
+	guarded := rules.hasChain("KUBE-FIREWALL") || slices.ContainsFunc(legacy, func(t legacyTable) bool { return slices.Contains(t.chains, "KUBE-FIREWALL") })
+	switch {
+	case len(open) == 0:
+		return good("no interface routes 127.0.0.0/8")
+	case guarded:
+		return good("%s: 127.0.0.0/8 is routed, and kube-proxy's rules guard it", few(open))
+	case rules.has(nftables.TableFamilyINet, crinetTable, "guard") && !slices.Contains(open, "all"):
+		return good("%s: 127.0.0.0/8 is routed for hostPorts, and crinet's table guards it", few(open))
+	}
+	return bad("systemctl start crinetd, which guards what it opens; if crinet is gone: sysctl -w net.ipv4.conf."+sysctlName(open[0])+".route_localnet=0",
+		"%s: 127.0.0.0/8 is routed, and no rule guards it", few(open))
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -70,6 +71,8 @@ func TestSysctlChecks(t *testing.T) {
 	ruled.rules = []netlink.Rule{{Table: 100, Priority: 32000}}
 	advertised := one()
 	advertised.routes = append(advertised.routes, netlink.Route{LinkIndex: 1, Family: netlink.FAMILY_V6, Protocol: unix.RTPROT_RA, Type: unix.RTN_UNICAST})
+	guard := &ruleset{tables: []*nftables.Table{{Name: "crinet", Family: nftables.TableFamilyINet}}}
+	guard.chains = []*nftables.Chain{{Name: "guard", Table: guard.tables[0]}}
 	strict := []string{v4 + "conf/all/rp_filter", "0", v4 + "conf/eth0/rp_filter", "1"}
 	const called, called6 = "/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
 	run(t, []tc{
@@ -97,6 +100,11 @@ func TestSysctlChecks(t *testing.T) {
 		{name: "strict, two uplinks", check: "rp-filter", files: conf(strict...), links: two, want: Outcome(Warning), found: "2 interfaces", mend: "net.ipv4.conf.eth0.rp_filter=2"},
 		{name: "strict, policy routing", check: "rp-filter", files: conf(strict...), links: ruled, want: Outcome(Warning), found: "table 100"},
 		{name: "loose wins", check: "rp-filter", files: conf(v4+"conf/all/rp_filter", "2", v4+"conf/eth0/rp_filter", "1"), links: ruled, want: OK},
+		{name: "closed", check: "route-localnet", files: conf(v4+"conf/mynet0/route_localnet", "0"), want: OK, found: "no interface"},
+		{name: "open", check: "route-localnet", files: conf(v4+"conf/mynet0/route_localnet", "1", v4+"conf/eth0/route_localnet", "0"), want: Outcome(Warning), found: "mynet0: ", mend: "net.ipv4.conf.mynet0.route_localnet=0"},
+		{name: "guarded", check: "route-localnet", files: conf(v4+"conf/mynet0/route_localnet", "1"), rules: guard, want: OK, found: "crinet's table"},
+		{name: "all open", check: "route-localnet", files: conf(v4+"conf/all/route_localnet", "1"), rules: guard, want: Outcome(Warning), found: "all: "},
+		{name: "kube-proxy's", check: "route-localnet", files: conf(v4+"conf/all/route_localnet", "1"), rules: &ruleset{chains: []*nftables.Chain{{Name: "KUBE-FIREWALL", Table: guard.tables[0]}}}, want: OK},
 		{name: "on", check: "bridge-nf-call", files: conf(called, "1", called6, "0"), want: OK},
 		{name: "off", check: "bridge-nf-call", files: conf(called, "0"), want: Outcome(Warning), mend: "sysctl -w net.bridge.bridge-nf-call-iptables=1"},
 		{name: "off for IPv6", check: "bridge-nf-call", files: six(called, "1", called6, "0"), want: Outcome(Warning), mend: "bridge-nf-call-ip6tables=1"},

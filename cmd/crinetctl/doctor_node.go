@@ -58,10 +58,15 @@ func askCrinetd(ctx context.Context, client *admin.Client) (*doctor.Crinetd, err
 		}
 	}
 	if r := s.Runtime; r != nil {
-		c.Loaded, c.RuntimeProblem = r.Loaded, r.Problem
+		c.RuntimeProblem = r.Problem
+	}
+	for _, d := range s.DHCPDaemons {
+		if d.Reason != "" {
+			c.DHCPProblem = d.Socket + ": " + d.Reason
+		}
 	}
 	if h := s.HostPorts; h != nil {
-		c.HostPorts, c.Mapped = true, h.Mappings
+		c.Mapped = h.Mappings
 		for _, reason := range []string{h.Flows, h.Listeners, h.Unavailable} {
 			if reason != "" {
 				c.HostPortProblem = reason
@@ -70,7 +75,7 @@ func askCrinetd(ctx context.Context, client *admin.Client) (*doctor.Crinetd, err
 	}
 	for _, p := range pods {
 		c.Pods = append(c.Pods, doctor.Pod{
-			Name: p.Namespace + "/" + p.Name, Sandbox: p.SandboxID, State: p.State, Network: p.Network, NetNS: p.NetNS,
+			Name: p.Namespace + "/" + p.Name, Sandbox: p.SandboxID, State: p.State, NetNS: p.NetNS,
 			Addresses: p.Addresses, Tries: p.Tries, LastError: p.LastError,
 		})
 	}
