@@ -151,7 +151,7 @@ func TestDoctorFindsAnExhaustedRange(t *testing.T) {
 func TestDoctorFindsFaultsOfDaemons(t *testing.T) {
 	t.Parallel()
 	n, client := newSeedNode(t)
-	n.runPod(client, "a")
+	n.podWithPort(client, "a")
 
 	n.ok(n.SignalContainerd(syscall.SIGSTOP))
 	n.told("containerd-answers", "containerd runs but gave no answer", "systemctl restart containerd")
@@ -177,8 +177,10 @@ func TestDoctorFindsFaultsOfDaemons(t *testing.T) {
 	n.told("crinetd-answers", "crinetd does not run", "start crinetd")
 	n.sh("nft delete table inet crinet")
 	n.told("crinet-table", "was removed while crinetd is not running", "systemctl start crinetd")
+	n.told("route-localnet", "mynet0: 127.0.0.0/8 is routed, and no rule guards it", "systemctl start crinetd")
 	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 	n.mended("crinet-table")
+	n.mended("route-localnet")
 	n.ok(n.StopCrinetd())
 
 	n.ok(n.StartCrinetd(n.ctx, "--network-plugin=nosuch"))

@@ -103,6 +103,14 @@ func (n *testNode) awaitThat(what string, holds func() (bool, string)) {
 	n.t.Errorf("waited %v for %s: %s", cleanTimeout, what, last)
 }
 
+// podWithPort runs a pod with a hostPort.
+func (n *testNode) podWithPort(client *node.Client, name string) *node.Pod {
+	n.t.Helper()
+	pod, err := client.RunPod(n.ctx, n.withPorts(name, hostPort(tcp, "", 8080, 80)))
+	n.ok(err)
+	return pod
+}
+
 // A node with crinetd and pods is well, with each release of containerd, and without
 // crinetd nothing but its absence is told.
 func TestDoctorOnAGoodNode(t *testing.T) {
@@ -116,12 +124,15 @@ func TestDoctorOnAGoodNode(t *testing.T) {
 			n.ok(n.StartCrinetd(n.ctx, cniFlags...))
 			client := n.client(node.CrinetdSocket)
 			n.awaitNetwork(client, true)
-			n.runPod(client, "a")
+			n.podWithPort(client, "a")
 			report := n.examine()
 			for _, r := range report.Results {
 				if r.Failed() || r.Outcome == doctor.Unknown || r.Outcome == doctor.Outcome(doctor.Info) {
 					t.Errorf("on a good node: %+v", r)
 				}
+			}
+			if r := find(t, report, "crinet-table"); !strings.Contains(r.Found, "1 hostPort") {
+				t.Errorf("the pod's hostPort: %+v", r)
 			}
 			if well := report.Counts[doctor.OK]; well < 35 {
 				t.Errorf("%d checks are well, the others were skipped: %+v", well, report.Results)
