@@ -1,10 +1,12 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -220,6 +222,8 @@ func (n *Node) number(name string) (int, error) {
 	}
 	return value, nil
 }
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
 
 // isMissing says that an error is about a file that is not there.
 func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

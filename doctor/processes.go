@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // processes are those of the node.
@@ -92,4 +94,13 @@ func (n *Node) countInotify(ctx context.Context, uid uint32) (int, error) {
 		}
 	}
 	return count, nil
+}
+
+// owner is the user of a file; the largest number if it cannot be known.
+func owner(path string) uint32 {
+	var stat unix.Stat_t
+	if unix.Stat(path, &stat) != nil {
+		return ^uint32(0)
+	}
+	return stat.Uid
 }

@@ -33,8 +33,7 @@ type setKey struct {
 	set    string
 }
 
-// maxRules bounds the rules that are read: a node with many thousand Services has more
-// in nat tables, which no check needs.
+// maxRules bounds the rules that are read.
 const maxRules = 20000
 
 func keyOf(c *nftables.Chain) chainKey { return chainKey{c.Table.Family, c.Table.Name, c.Name} }
@@ -47,7 +46,7 @@ func (n *Node) askRuleset(ctx context.Context) (*ruleset, error) {
 	return n.ruleset.get(ctx, n.readRuleset)
 }
 
-// readRuleset reads tables and chains, and of filtering chains the rules.
+// readRuleset reads tables and chains, and the rules that judge packets of pods.
 func (n *Node) readRuleset(ctx context.Context) (*ruleset, error) {
 	var options []nftables.ConnOption
 	if n.NetNS != 0 {
@@ -68,31 +67,68 @@ func (n *Node) readRuleset(ctx context.Context) (*ruleset, error) {
 	if err := s.countHostPorts(c); err != nil {
 		return nil, fmt.Errorf("read crinet's table: %w", err)
 	}
-	filtering := make(map[chainKey]bool) // tables with a filter chain, by an empty chain's name
+	var wanted []*nftables.Chain
 	for _, chain := range s.chains {
-		if isFilter(chain) {
-			filtering[chainKey{chain.Table.Family, chain.Table.Name, ""}] = true
+		if isFilter(chain) || isPortmap(chain.Name) {
+			wanted = append(wanted, chain)
 		}
 	}
-	total := 0
+	return s, s.readRules(ctx, c, wanted)
+}
+
+// readRules reads the rules of chains, and of those that they lead to. kube-proxy has
+// thousands of chains that no filter leads to.
+func (s *ruleset) readRules(ctx context.Context, c *nftables.Conn, wanted []*nftables.Chain) error {
+	chains := make(map[chainKey]*nftables.Chain, len(s.chains))
 	for _, chain := range s.chains {
-		if !filtering[chainKey{chain.Table.Family, chain.Table.Name, ""}] && !isPortmap(chain.Name) {
+		chains[keyOf(chain)] = chain
+	}
+	total := 0
+	for len(wanted) > 0 {
+		chain := wanted[0]
+		wanted = wanted[1:]
+		key := keyOf(chain)
+		if _, known := s.rules[key]; known {
 			continue
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 		rules, err := c.GetRules(chain.Table, chain)
 		if err != nil {
-			return nil, fmt.Errorf("list the rules of chain %s: %w", chain.Name, err)
+			return fmt.Errorf("list the rules of chain %s: %w", chain.Name, err)
 		}
 		if total += len(rules); total > maxRules {
-			return nil, fmt.Errorf("there are more than %d rules", maxRules)
+			return fmt.Errorf("there are more than %d rules", maxRules)
 		}
-		s.rules[keyOf(chain)] = rules
+		s.rules[key] = rules
 		s.readSets(c, chain.Table, rules)
+		for _, name := range s.targets(chain.Table, rules) {
+			if next := chains[chainKey{key.family, key.table, name}]; next != nil {
+				wanted = append(wanted, next)
+			}
+		}
 	}
-	return s, nil
+	return nil
+}
+
+// targets are the chains that rules lead to.
+func (s *ruleset) targets(table *nftables.Table, rules []*nftables.Rule) (names []string) {
+	for _, rule := range rules {
+		for _, e := range rule.Exprs {
+			switch e := e.(type) {
+			case *expr.Verdict:
+				names = append(names, e.Chain)
+			case *expr.Lookup:
+				for _, verdict := range s.elements[setKey{table.Family, table.Name, e.SetName}] {
+					if verdict != nil {
+						names = append(names, verdict.Chain)
+					}
+				}
+			}
+		}
+	}
+	return names
 }
 
 // countHostPorts counts the elements of crinet's maps.
