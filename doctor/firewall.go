@@ -394,8 +394,14 @@ func (n *Node) ranSinceBoot() bool {
 	})
 }
 
+// portmapTable is the table of the plugin portmap where it uses nftables.
+const portmapTable = "cni_hostport"
+
 // isPortmap says whether a chain is one of portmap's, kubenet's or dockershim's.
-func isPortmap(name string) bool {
+func isPortmap(table, name string) bool {
+	if table == portmapTable {
+		return true
+	}
 	for _, stem := range []string{"CNI-DN-", "CNI-SN-", "CNI-HOSTPORT-", "KUBE-HP-", "KUBE-HOSTPORTS"} {
 		if strings.HasPrefix(name, stem) {
 			return true
@@ -421,6 +427,17 @@ func stalePortmap(ctx context.Context, n *Node) Result {
 			stale[c.Name] = !leadsTo(rules.rules[keyOf(c)], wanted)
 		}
 	}
+	for _, c := range rules.chains {
+		if c.Table.Name != portmapTable {
+			continue
+		}
+		for _, rule := range rules.rules[keyOf(c)] {
+			if translates(rule) && !leadsTo([]*nftables.Rule{rule}, wanted) {
+				stale[portmapTable] = true
+			}
+		}
+		chains[portmapTable] = true
+	}
 	tool := "iptables"
 	for _, t := range legacy {
 		for _, name := range t.chains {
@@ -438,10 +455,12 @@ func stalePortmap(ctx context.Context, n *Node) Result {
 	case len(names) == 0:
 		return good("%s of portmap, each for a pod that runs", count(len(chains), "chain"))
 	}
-	if _, err := n.askCrinetd(ctx); err != nil {
-		if net := n.selected(ctx); net == nil || net.has("portmap") || n.Options.HostPort == config.HostPortPlugin {
-			return unknown("there are %d chains of portmap, and crinetd does not say whose they are", len(chains))
-		}
+	if _, err := n.askCrinetd(ctx); err != nil { // pods from before crinetd have such chains
+		return unknown("there are chains of portmap, and crinetd does not say whose they are")
+	}
+	if names[0] == portmapTable {
+		return bad(fmt.Sprintf("nft -a list table ip %[1]s shows the rules; nft delete rule ip %[1]s hostports handle N", portmapTable),
+			"the table %s of the plugin portmap has hostPorts of pods that are gone", portmapTable)
 	}
 	return bad(fmt.Sprintf("%s -t nat -S | grep -- '-j %s' shows the rule that leads there; remove it (-D), then %s -t nat -F %s && %s -t nat -X %s", tool, names[0], tool, names[0], tool, names[0]),
 		"%s for hostPorts of pods that are gone: %s", count(len(names), "chain"), few(names))

@@ -46,3 +46,8 @@ func natTarget(e *expr.Target) []byte {
 	}
 	return nil
 }
+
+// translates says whether a rule of nft's translates addresses.
+func translates(rule *nftables.Rule) bool {
+	return slices.ContainsFunc(rule.Exprs, func(e expr.Any) bool { _, ok := e.(*expr.NAT); return ok })
+}

@@ -69,7 +69,7 @@ func (n *Node) readRuleset(ctx context.Context) (*ruleset, error) {
 	}
 	var wanted []*nftables.Chain
 	for _, chain := range s.chains {
-		if isFilter(chain) || isPortmap(chain.Name) {
+		if isFilter(chain) || isPortmap(chain.Table.Name, chain.Name) {
 			wanted = append(wanted, chain)
 		}
 	}

@@ -38,6 +38,8 @@ var kernelFaults = []fault{
 		want: []string{"WARNING", "nft insert rule inet fw entry iifname mynet0 accept"}, mend: "nft insert rule inet fw entry iifname mynet0 accept", after: "nft delete table inet fw"},
 	{check: "stale-portmap", inject: `iptables -t nat -N CNI-DN-0123456789abcdef; iptables -t nat -A CNI-DN-0123456789abcdef -p tcp --dport 8080 -j DNAT --to-destination 10.10.9.9:80`,
 		want: []string{"CNI-DN-0123456789abcdef", "iptables -t nat -F"}, mend: "iptables -t nat -F CNI-DN-0123456789abcdef && iptables -t nat -X CNI-DN-0123456789abcdef"},
+	{check: "stale-portmap", inject: `nft 'add table ip cni_hostport; add chain ip cni_hostport hostports; add rule ip cni_hostport hostports tcp dport 8080 dnat to 10.10.9.9:80'`,
+		want: []string{"cni_hostport", "nft -a list table ip cni_hostport"}, mend: "nft flush chain ip cni_hostport hostports", after: "nft delete table ip cni_hostport"},
 	{check: "rp-filter", inject: "ip rule add from 203.0.113.0/24 table 100; echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter",
 		want: []string{"strict (1) on eth0", "rp_filter=2"}, mend: "echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter", after: "ip rule del from 203.0.113.0/24 table 100"},
 	{check: "ip-forward", inject: "echo 0 >/proc/sys/net/ipv4/ip_forward", want: []string{"net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1"}, mend: "echo 1 >/proc/sys/net/ipv4/ip_forward"},

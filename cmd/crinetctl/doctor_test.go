@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -111,6 +112,12 @@ func TestDoctorOnATree(t *testing.T) {
 	if jsonErr := json.Unmarshal([]byte(out), &report); err != nil || jsonErr != nil || report.Outcome != doctor.OK || report.Counts[doctor.OK] != 1 ||
 		report.OptionsFrom != "crinetd's defaults" || !strings.Contains(report.Results[0].Found, "/etc/other") {
 		t.Errorf("with another conf dir: %v, %v\n%s", err, jsonErr, out)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var watched bytes.Buffer
+	if err := run(ctx, []string{"doctor", "--root", root, "--watch", "--check", "conf-dir"}, &watched); err != nil || !strings.Contains(watched.String(), "checks are well") {
+		t.Errorf("--watch that is interrupted: %v, %s", err, watched.String())
 	}
 	out, err = doctorOf("--list")
 	for _, c := range doctor.Checks() {
