@@ -30,6 +30,8 @@ func configChecks() []Check {
 			After: []string{"conf-dir", "conf-files"}, Why: "no pod gets a network"},
 		{Name: "plugin-binaries", Looks: "the plugins that the selected network names: there, executable, of this architecture", Severity: Error, run: pluginBinaries,
 			After: []string{"conf-dir", "conf-files", "network-plugin"}, Why: "every ADD of the network fails"},
+		{Name: "pod-cidr", Looks: "whether the node's pod CIDR is known, where the network has its addresses from that", Severity: Error, run: podCIDRKnown,
+			After: []string{"conf-dir", "network-plugin"}, Why: "no pod gets an address before the node's pod CIDR is known"},
 		{Name: "flannel-subnet", Looks: "flanneld's subnet file, where flannel is the network", Severity: Error, run: flannelSubnet,
 			After: []string{"conf-dir", "network-plugin"}, Why: "flannel has no addresses for pods before flanneld has written it"},
 	}
@@ -197,6 +199,24 @@ func (n *Node) executable(name string) error {
 		return fmt.Errorf("%s is built for %v, this machine is %s", name, file.Machine, runtime.GOARCH)
 	}
 	return nil
+}
+
+func podCIDRKnown(ctx context.Context, n *Node) Result {
+	net := n.selected(ctx)
+	needs := net != nil && slices.ContainsFunc(net.interfaces(), func(p plugin) bool {
+		return p.Capabilities["ipRanges"] && p.IPAM.Type == "host-local" && len(p.rangeSets(nil)) == 0
+	})
+	if !needs {
+		return skip("the selected network has addresses of its own")
+	}
+	if cidrs := n.podCIDRs(ctx); len(cidrs) > 0 {
+		return good("the node's pod CIDR is %s", strings.Join(cidrs, ", "))
+	}
+	if _, err := n.askCrinetd(ctx); err != nil {
+		return n.withoutCrinetd(err)
+	}
+	return bad("have the controller manager give nodes a pod CIDR (--allocate-node-cidrs --cluster-cidr), or --pod-cidr=CIDR in "+flagsFile+"; kubectl get node -o jsonpath='{.items[*].spec.podCIDR}' shows it",
+		"network %s (%s) has its addresses from the node's pod CIDR, which nobody has told crinetd", net.Name, net.File)
 }
 
 func flannelSubnet(ctx context.Context, n *Node) Result {

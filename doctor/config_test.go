@@ -29,6 +29,7 @@ func TestConfigChecks(t *testing.T) {
 		}
 		return files
 	}
+	ranged := map[string]string{"/etc/default/crinetd": "", "/etc/cni/net.d/a.conflist": `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge","capabilities":{"ipRanges":true},"ipam":{"type":"host-local"}}]}`}
 	other := strings.ReplaceAll(mynet, "mynet", "other")
 	run(t, []tc{
 		{name: "good", check: "conf-dir", files: conf(), image: true,
@@ -69,6 +70,10 @@ func TestConfigChecks(t *testing.T) {
 			want: Outcome(Error), found: "/opt/cni/bin/bridge is not executable", mend: "chmod 755"},
 		{name: "another machine", check: "plugin-binaries", files: conf("/opt/cni/bin/bridge", foreign(), "/opt/cni/bin/host-local", "#!x"), image: true,
 			want: Outcome(Error), found: "is built for EM_MIPS", mend: "install a build for"},
+		{name: "own addresses", check: "pod-cidr", files: conf(), want: Skipped},
+		{name: "by crinetd", check: "pod-cidr", files: ranged, crinetd: &Crinetd{PodCIDRs: []string{"10.1.0.0/24"}}, want: OK, found: "10.1.0.0/24"},
+		{name: "by flag", check: "pod-cidr", files: ranged, flags: []string{"--pod-cidr=10.2.0.0/24"}, want: OK, found: "10.2.0.0/24"},
+		{name: "by nobody", check: "pod-cidr", files: ranged, crinetd: &Crinetd{}, want: Outcome(Error), found: "network a (/etc/cni/net.d/a.conflist)", mend: "--allocate-node-cidrs"},
 		{name: "not flannel", check: "flannel-subnet", files: conf(), image: true,
 			want: Skipped},
 		{name: "good", check: "flannel-subnet", files: fl("/run/flannel/subnet.env", "FLANNEL_SUBNET=10.1.2.1/24\nFLANNEL_MTU=1450\n"), image: true,

@@ -21,7 +21,7 @@ func crinetdChecks() []Check {
 		{Name: "crinetd-answers", Looks: "whether crinetd answers on admin.sock", Severity: Error, run: crinetdAnswers,
 			Why: "the kubelet cannot start or remove pods while crinetd is away; running pods live on"},
 		{Name: "crinetd-ready", Looks: "whether crinetd calls the network ready", Severity: Error, run: crinetdReady,
-			After: []string{"crinetd-answers", "containerd-answers", "containerd-conf", "conf-dir", "conf-files", "network-plugin", "plugin-binaries"},
+			After: []string{"crinetd-answers", "containerd-answers", "containerd-conf", "conf-dir", "conf-files", "network-plugin", "plugin-binaries", "pod-cidr"},
 			Why:   "no new pod gets a network, and the node is NotReady"},
 		{Name: "crinetd-version", Looks: "whether crinetd and crinetctl are of one release", Severity: Warning, run: crinetdVersion,
 			After: []string{"crinetd-answers"}, Why: "an upgrade was not finished: the old crinetd still runs"},

@@ -1,26 +1,15 @@
 package doctor
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/google/nftables"
-
-	"github.com/crinet-project/crinet/config"
 )
 
 const firewallConcern = "firewall"
-
-// crinetTable is the table of package hostport.
-const crinetTable = "crinet"
 
 func firewallChecks() []Check {
 	return []Check{
@@ -36,7 +25,7 @@ func firewallChecks() []Check {
 			After: []string{"forward-nft"}, Why: "firewalld rejects what no zone accepts, again after each reload"},
 		{Name: "ufw", Looks: "ufw, and whether it routes pods' packets", Severity: Warning, run: ufw,
 			After: []string{"forward-nft", "forward-legacy"}, Why: "ufw drops forwarded packets, again after each reload"},
-		{Name: "crinet-table", Looks: "the table inet crinet: there, and with as many hostPorts as crinetd has mapped", Severity: Error, run: crinetTableStands,
+		{Name: "crinet-table", Looks: "the table inet crinet: there, with its chains and the hostPorts that crinetd has mapped", Severity: Error, run: crinetTableStands,
 			After: []string{"kernel-nftables"}, Why: "hostPorts and masquerade of running pods do not work"},
 		{Name: "ipvs-protected", Looks: "whether hostPorts leave kube-proxy's addresses in IPVS mode alone", Severity: Error, run: ipvsProtected,
 			Why: "a hostPort takes the same port of every Service on this node, such as the API server's"},
@@ -52,6 +41,9 @@ type trip struct {
 	severity Severity
 }
 
+// fromPods is the way of packets that pods send.
+const fromPods = "from pods to the outside"
+
 // trips are the packets of a network's pods through the node. Nothing is known where
 // the pods' interfaces are not those of a bridge.
 func (n *Node) trips(ctx context.Context) (bridge string, all []trip) {
@@ -64,8 +56,8 @@ func (n *Node) trips(ctx context.Context) (bridge string, all []trip) {
 	}
 	uplink := ""
 	if l, err := n.askLinks(ctx); err == nil {
-		for _, link := range l.uplinks() {
-			uplink = link.Attrs().Name
+		if up := l.uplinks(); len(up) == 1 {
+			uplink = up[0].Attrs().Name
 		}
 	}
 	v4, v6 := n.podSubnets(ctx)
@@ -76,7 +68,7 @@ func (n *Node) trips(ctx context.Context) (bridge string, all []trip) {
 		pod := subnets[0].Addr().Next().Next()
 		out := netip.MustParseAddr([]string{"192.0.2.1", "2001:db8::1"}[i])
 		all = append(all,
-			trip{packet{in: bridge, out: uplink, src: pod, dst: out, state: stateNew}, "from pods to the outside", Error},
+			trip{packet{in: bridge, out: uplink, src: pod, dst: out, state: stateNew}, fromPods, Error},
 			trip{packet{in: uplink, out: bridge, src: out, dst: pod, state: stateEstablished}, "answers to pods", Error},
 			trip{packet{in: uplink, out: bridge, src: out, dst: pod, state: stateNew}, "from other nodes to pods", Warning})
 	}
@@ -87,7 +79,7 @@ func (n *Node) trips(ctx context.Context) (bridge string, all []trip) {
 func openFor(rules *ruleset, c *nftables.Chain, bridge string, v6 bool) string {
 	program := "iptables"
 	if v6 {
-		program += " (ip6tables)"
+		program = "ip6tables"
 	}
 	switch {
 	case bridge == "":
@@ -186,7 +178,7 @@ func forwardLegacy(ctx context.Context, n *Node) Result {
 					continue
 				}
 				if lost := table.lost("FORWARD", t.packet); lost != "" {
-					mend := strings.ReplaceAll(openFor(nil, nil, bridge, table.v6), "iptables -I", "iptables-legacy -I")
+					mend := strings.ReplaceAll(openFor(nil, nil, bridge, table.v6), "tables -I", "tables-legacy -I")
 					return bad(mend, "iptables-legacy drops packets %s: %s", t.what, lost).at(severity)
 				}
 			}
@@ -206,7 +198,7 @@ func inputPolicy(ctx context.Context, n *Node) Result {
 			continue
 		}
 		for _, t := range trips {
-			if t.in != bridge || t.state != stateNew {
+			if t.what != fromPods {
 				continue
 			}
 			p := packet{in: bridge, src: t.src, state: stateNew}
@@ -221,265 +213,13 @@ func inputPolicy(ctx context.Context, n *Node) Result {
 
 // openInput is a command that lets pods reach the node.
 func openInput(c *nftables.Chain, bridge string) string {
-	if c.Name == "INPUT" {
+	switch {
+	case bridge == "":
+		return "have the chain accept the pods' addresses"
+	case c.Name == "INPUT" && c.Table.Family == nftables.TableFamilyIPv6:
+		return fmt.Sprintf("ip6tables -I INPUT -i %s -j ACCEPT", bridge)
+	case c.Name == "INPUT":
 		return fmt.Sprintf("iptables -I INPUT -i %s -j ACCEPT", bridge)
 	}
 	return fmt.Sprintf("nft insert rule %s %s %s iifname %s accept", familyName(c.Table.Family), c.Table.Name, c.Name, bridge)
-}
-
-func iptablesMix(ctx context.Context, n *Node) Result {
-	rules, err := n.askRuleset(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	legacy, err := n.askLegacy(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	old := 0
-	for _, t := range legacy {
-		for _, all := range t.rules {
-			old += len(all)
-		}
-	}
-	if old == 0 || !rules.hasChain("FORWARD") && !rules.hasChain("POSTROUTING") {
-		return good("rules are in one of them only, or in neither")
-	}
-	return bad("see who writes them: iptables-legacy-save and iptables-nft-save; let all use one: update-alternatives --config iptables; a reboot removes the rest",
-		"iptables-legacy has %d rules, and iptables-nft has chains as well", old)
-}
-
-func firewalld(ctx context.Context, n *Node) Result {
-	if !n.runs(ctx, "firewalld") {
-		return skip("firewalld does not run")
-	}
-	if r := n.opensItself(ctx); r != nil {
-		return *r
-	}
-	net := n.selected(ctx)
-	if net == nil {
-		return unknown("no network is selected")
-	}
-	var wanted []string
-	for _, p := range net.subnets(n.podCIDRs(ctx)) {
-		wanted = append(wanted, p.String())
-	}
-	wanted = append(wanted, net.bridges()...)
-	zones := append(n.glob("/etc/firewalld/zones/*.xml"), n.glob("/etc/firewalld/policies/*.xml")...)
-	if found := n.grep(zones, func(text string) bool {
-		return slices.ContainsFunc(wanted, func(w string) bool { return strings.Contains(text, `"`+w+`"`) })
-	}); len(found) > 0 {
-		return good("the pods are in a zone of firewalld (%s)", found[0])
-	}
-	if len(wanted) == 0 {
-		return unknown("the pods' addresses are not known")
-	}
-	if zone := n.defaultZone(); zone != "" {
-		return bad(fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", wanted[0]),
-			"firewalld runs, and no zone has %s: they are in the default zone, which forwards (%s)", few(wanted), zone).
-			at(Info).because("pods reach only those ports of the node that the default zone opens")
-	}
-	return bad(fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", wanted[0]), "firewalld runs, and no zone has %s", few(wanted))
-}
-
-// defaultZone returns the file of firewalld's default zone if that forwards between its
-// interfaces.
-func (n *Node) defaultZone() string {
-	zone := "public"
-	for _, l := range n.grep([]string{"/etc/firewalld/firewalld.conf"}, func(text string) bool { return strings.HasPrefix(text, "DefaultZone=") }) {
-		zone = filepath.Base(strings.TrimPrefix(l.Text, "DefaultZone="))
-	}
-	for _, dir := range []string{"/etc/firewalld/zones/", "/usr/lib/firewalld/zones/"} {
-		if file := dir + zone + ".xml"; n.exists(file) {
-			if len(n.grep([]string{file}, func(text string) bool { return strings.Contains(text, "<forward/>") })) > 0 {
-				return file
-			}
-			return ""
-		}
-	}
-	return ""
-}
-
-func ufw(ctx context.Context, n *Node) Result {
-	if on := n.grep([]string{"/etc/ufw/ufw.conf"}, func(text string) bool { return strings.EqualFold(text, "ENABLED=yes") }); len(on) == 0 {
-		return skip("ufw is not enabled")
-	}
-	drop := n.grep([]string{"/etc/default/ufw"}, func(text string) bool {
-		return strings.HasPrefix(text, "DEFAULT_FORWARD_POLICY=") && !strings.Contains(text, "ACCEPT")
-	})
-	if len(drop) == 0 {
-		return good("ufw is enabled and forwards")
-	}
-	bridge, _ := n.trips(ctx)
-	rules := n.grep([]string{"/etc/ufw/user.rules", "/etc/ufw/before.rules", "/etc/ufw/after.rules"}, func(text string) bool {
-		return bridge != "" && strings.Contains(text, "forward") && strings.Contains(text, " "+bridge+" ")
-	})
-	if len(rules) > 0 {
-		return good("ufw has rules for %s (%s)", bridge, rules[0])
-	}
-	return bad(cmp.Or(openUFW(bridge), "set DEFAULT_FORWARD_POLICY=\"ACCEPT\" in /etc/default/ufw && ufw reload"), "ufw is enabled and drops what it is to forward (%s)", drop[0])
-}
-
-// openUFW is the command for pods at a bridge.
-func openUFW(bridge string) string {
-	if bridge == "" {
-		return ""
-	}
-	return fmt.Sprintf("ufw route allow in on %s && ufw route allow out on %s", bridge, bridge)
-}
-
-func crinetTableStands(ctx context.Context, n *Node) Result {
-	if !n.installed() || n.Options.Noop() || n.Options.HostPort != config.HostPortManager {
-		return skip("crinetd does not map hostPorts on this node")
-	}
-	rules, err := n.askRuleset(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	c, crinetdErr := n.askCrinetd(ctx)
-	if rules.table(nftables.TableFamilyINet, crinetTable) == nil {
-		switch {
-		case crinetdErr == nil && !c.Ready:
-			return skip("crinetd makes the table when its network is ready")
-		case crinetdErr == nil:
-			return bad("systemctl restart crinetd, which makes it again; then see who flushes nftables: nft monitor", "the table inet crinet is not there, although crinetd runs")
-		case !n.ranSinceBoot():
-			return skip("crinetd has not run since the last boot")
-		}
-		return bad("systemctl start crinetd, which makes it again; then see who flushed nftables (nftables.service? firewalld?)", "the table inet crinet was removed while crinetd is not running")
-	}
-	want := []string{"guard", "prerouting", "output", "postrouting", "hostports"}
-	for _, chain := range rules.chains {
-		if chain.Table.Family == nftables.TableFamilyINet && chain.Table.Name == crinetTable {
-			want = slices.DeleteFunc(want, func(name string) bool { return name == chain.Name })
-		}
-	}
-	if len(want) > 0 {
-		return bad("systemctl restart crinetd, which makes it right; somebody changes the table: nft monitor", "the table inet crinet lacks the chains %s", few(want))
-	}
-	if crinetdErr == nil && c.Mapped > 0 && rules.hostPorts == 0 {
-		return bad("systemctl restart crinetd, which makes it right; somebody changes the table: nft monitor", "crinetd has mapped %s, and the table inet crinet has none", count(c.Mapped, "hostPort"))
-	}
-	return good("the table inet crinet stands, with %s", count(rules.hostPorts, "hostPort"))
-}
-
-// ipvsDevice has the addresses of Services where kube-proxy uses IPVS.
-const ipvsDevice = "kube-ipvs0"
-
-func ipvsProtected(ctx context.Context, n *Node) Result {
-	l, err := n.askLinks(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	if l.named(ipvsDevice) == nil || n.Options.HostPort != config.HostPortManager {
-		return skip("kube-proxy does not use IPVS, or crinetd does not map hostPorts")
-	}
-	if !slices.Contains(n.Options.HostPortProtected, ipvsDevice) {
-		return bad("have --hostport-protected-interfaces="+ipvsDevice+" in "+flagsFile+" && systemctl restart crinetd",
-			"kube-proxy has the Services' addresses on %s, which --hostport-protected-interfaces=%s leaves out", ipvsDevice, strings.Join(n.Options.HostPortProtected, ","))
-	}
-	return good("hostPorts leave the addresses on %s alone", ipvsDevice)
-}
-
-// ranSinceBoot says whether crinetd has written its journal since the node was booted.
-func (n *Node) ranSinceBoot() bool {
-	boot := n.grep([]string{"/proc/stat"}, func(text string) bool { return strings.HasPrefix(text, "btime ") })
-	if len(boot) == 0 {
-		return false
-	}
-	seconds, err := strconv.ParseInt(strings.TrimPrefix(boot[0].Text, "btime "), 10, 64)
-	return err == nil && slices.ContainsFunc([]string{"journal.db", "journal.db.log"}, func(name string) bool {
-		info, err := os.Stat(n.path(n.Options.StateDir + "/" + name))
-		return err == nil && info.ModTime().After(time.Unix(seconds, 0))
-	})
-}
-
-// portmapTable is the table of the plugin portmap where it uses nftables.
-const portmapTable = "cni_hostport"
-
-// isPortmap says whether a chain is one of portmap's, kubenet's or dockershim's.
-func isPortmap(table, name string) bool {
-	if table == portmapTable {
-		return true
-	}
-	for _, stem := range []string{"CNI-DN-", "CNI-SN-", "CNI-HOSTPORT-", "KUBE-HP-", "KUBE-HOSTPORTS"} {
-		if strings.HasPrefix(name, stem) {
-			return true
-		}
-	}
-	return false
-}
-
-func stalePortmap(ctx context.Context, n *Node) Result {
-	rules, err := n.askRuleset(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	legacy, err := n.askLegacy(ctx)
-	if err != nil {
-		return unknown("%v", err)
-	}
-	chains, wanted := make(map[string]bool), n.mappedByPlugin(ctx)
-	stale := make(map[string]bool)
-	for _, c := range rules.chains {
-		if strings.HasPrefix(c.Name, "CNI-DN-") || strings.HasPrefix(c.Name, "KUBE-HP-") {
-			chains[c.Name] = true
-			stale[c.Name] = !leadsTo(rules.rules[keyOf(c)], wanted)
-		}
-	}
-	for _, c := range rules.chains {
-		if c.Table.Name != portmapTable {
-			continue
-		}
-		for _, rule := range rules.rules[keyOf(c)] {
-			if translates(rule) && !leadsTo([]*nftables.Rule{rule}, wanted) {
-				stale[portmapTable] = true
-			}
-		}
-		chains[portmapTable] = true
-	}
-	tool := "iptables"
-	for _, t := range legacy {
-		for _, name := range t.chains {
-			if t.name == "nat" && (strings.HasPrefix(name, "CNI-DN-") || strings.HasPrefix(name, "KUBE-HP-")) {
-				tool = "iptables-legacy"
-				chains[name] = true
-				stale[name] = !slices.ContainsFunc(wanted, func(a netip.Addr) bool { return strings.Contains(strings.Join(t.rules[name], " ")+":", a.String()+":") })
-			}
-		}
-	}
-	names := slices.DeleteFunc(sortedKeys(stale), func(name string) bool { return !stale[name] })
-	switch {
-	case len(chains) == 0:
-		return good("there are none")
-	case len(names) == 0:
-		return good("%s of portmap, each for a pod that runs", count(len(chains), "chain"))
-	}
-	if _, err := n.askCrinetd(ctx); err != nil { // pods from before crinetd have such chains
-		return unknown("there are chains of portmap, and crinetd does not say whose they are")
-	}
-	if names[0] == portmapTable {
-		return bad(fmt.Sprintf("nft -a list table ip %[1]s shows the rules; nft delete rule ip %[1]s hostports handle N", portmapTable),
-			"the table %s of the plugin portmap has hostPorts of pods that are gone", portmapTable)
-	}
-	return bad(fmt.Sprintf("%s -t nat -S | grep -- '-j %s' shows the rule that leads there; remove it (-D), then %s -t nat -F %s && %s -t nat -X %s", tool, names[0], tool, names[0], tool, names[0]),
-		"%s for hostPorts of pods that are gone: %s", count(len(names), "chain"), few(names))
-}
-
-// mappedByPlugin are the addresses of pods that run.
-func (n *Node) mappedByPlugin(ctx context.Context) []netip.Addr {
-	c, err := n.askCrinetd(ctx)
-	if err != nil {
-		return nil
-	}
-	var all []netip.Addr
-	for _, p := range c.Pods {
-		for _, text := range p.Addresses {
-			text, _, _ = strings.Cut(text, "/")
-			if a, err := netip.ParseAddr(text); err == nil {
-				all = append(all, a)
-			}
-		}
-	}
-	return all
 }

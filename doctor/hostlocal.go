@@ -23,7 +23,7 @@ const newFile = 5 * time.Minute
 func hostLocalChecks() []Check {
 	return []Check{
 		{Name: "host-local-space", Looks: "free addresses in the ranges of host-local", Severity: Error, run: hostLocalSpace,
-			After: []string{"conf-dir", "conf-files", "network-plugin"}, Why: "when all are taken, every new pod fails"},
+			After: []string{"conf-dir", "conf-files", "network-plugin", "pod-cidr"}, Why: "when all are taken, every new pod fails"},
 		{Name: "host-local-leaks", Looks: "addresses that host-local holds for sandboxes that nobody has", Severity: Warning, run: hostLocalLeaks,
 			After: []string{"conf-dir", "conf-files", "network-plugin", "containerd-answers"}, Why: "the addresses are lost, until the range is exhausted"},
 	}

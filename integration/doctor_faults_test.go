@@ -214,3 +214,19 @@ func TestDoctorReadsIptablesLegacy(t *testing.T) {
 	n.sh("iptables-legacy -F")
 	n.mended("iptables-mix")
 }
+
+// A network that has its addresses from the pod CIDR is told as such while nobody has
+// told crinetd the CIDR.
+func TestDoctorFindsAMissingPodCIDR(t *testing.T) {
+	t.Parallel()
+	const conf = `{"cniVersion":"1.0.0","name":"ranged","plugins":[{"type":"bridge","bridge":"mynet0","isGateway":true,"capabilities":{"ipRanges":true},"ipam":{"type":"host-local"}}]}`
+	n, client := newNodeWith(t, "10-ranged.conflist", conf, cniFlags...)
+	n.told("pod-cidr", "network ranged (/etc/cni/net.d/10-ranged.conflist)", "--pod-cidr=CIDR")
+	if r := find(t, n.examine(), "crinetd-ready"); r.Follows != "pod-cidr" {
+		t.Errorf("what follows: %+v", r)
+	}
+	n.ok(n.StopCrinetd())
+	n.ok(n.StartCrinetd(n.ctx, append([]string{"--pod-cidr=10.44.0.0/24"}, cniFlags...)...))
+	n.awaitNetwork(client, true)
+	n.mended("pod-cidr")
+}
