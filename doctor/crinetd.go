@@ -104,12 +104,13 @@ func crinetdUnit(_ context.Context, n *Node) Result {
 	if unit == "" {
 		return skip("crinetd is no service of systemd here")
 	}
+	if !n.installed() {
+		return skip("crinet is not installed on this node")
+	}
 	var missing []string
-	for name, link := range map[string]string{
-		"crinetd.service": "multi-user.target.wants/crinetd.service", "crinetd.socket": "sockets.target.wants/crinetd.socket",
-	} {
+	for _, link := range []string{"multi-user.target.wants/crinetd.service", "sockets.target.wants/crinetd.socket"} {
 		if !n.exists("/etc/systemd/system/"+link) && !n.exists("/usr/lib/systemd/system/"+link) {
-			missing = append(missing, name)
+			missing = append(missing, filepath.Base(link))
 		}
 	}
 	if len(missing) > 0 {

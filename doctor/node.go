@@ -43,6 +43,7 @@ type Node struct {
 	Runtime func(context.Context) (*Runtime, error)
 
 	now      func() time.Time // nil: the machine's clock
+	running  bool             // a crinetd was there when its flags were looked for
 	crinetd  source[*Crinetd]
 	runtime  source[*Runtime]
 	links    source[*links]

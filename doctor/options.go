@@ -46,6 +46,7 @@ func (n *Node) findFlags() (flags []string, from string) {
 	if n.Live {
 		if procs, err := n.scanProcesses(); err == nil {
 			for _, pid := range procs.named("crinetd") {
+				n.running = true
 				if line, err := n.read(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && line != "" {
 					return strings.Split(strings.TrimSuffix(line, "\x00"), "\x00")[1:], fmt.Sprintf("crinetd, process %d", pid)
 				}
@@ -73,7 +74,14 @@ func (n *Node) unit(name string) string {
 	return ""
 }
 
-// installed says whether crinet is on the node.
+// installed says whether crinet is to work on the node. A package alone changes nothing
+// there, and a journal outlives crinetctl uninstall.
 func (n *Node) installed() bool {
-	return n.unit(unitName) != "" || n.exists(flagsFile) || n.exists(n.Options.RunDir) || n.exists(n.Options.StateDir+"/journal.db")
+	switch {
+	case n.running || n.exists(flagsFile):
+		return true
+	case n.exists("/run/systemd/system") || n.unit(unitName) != "":
+		return n.exists("/etc/systemd/system/multi-user.target.wants/" + unitName)
+	}
+	return n.exists(n.Options.RunDir) || n.exists(n.Options.StateDir+"/journal.db")
 }
