@@ -4,7 +4,7 @@
 //
 // A check is data: a name, what it looks at, why that matters, its severity, the checks
 // that it rests on, and a function of a [Node]. [Run] runs checks side by side, each
-// within a second. What follows from another finding is not told twice: a check that
+// within a second and a half. What follows from another finding is not told twice: a check that
 // fails beside one that it rests on is reported as skipped.
 //
 // Checks read files, sysctls, netlink and sockets. They change nothing on the node.

@@ -114,8 +114,8 @@ type source[T any] struct {
 	err   error
 }
 
-// get reads the source at the first call, and waits until it is read or ctx ends.
-// Whoever waits longest has it read to the end.
+// get reads the source at the first call, and waits until it is read or ctx ends. The
+// reading has a time of its own, which leaves its callers some of theirs.
 func (s *source[T]) get(ctx context.Context, load func(context.Context) (T, error)) (T, error) {
 	s.once.Do(func() {
 		s.done = make(chan struct{})

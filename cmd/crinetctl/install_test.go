@@ -46,6 +46,28 @@ func TestInstallDryRun(t *testing.T) {
 	if err := run(t.Context(), []string{"uninstall", "--root", root}, &out); err != nil || out.String() != "crinetctl: nothing is installed\n" {
 		t.Errorf("uninstall: %v, printed %s", err, out.String())
 	}
+	// A fault of the node is part of the plan, and refuses the installation.
+	if err := os.MkdirAll(filepath.Join(root, "etc/default"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/default/kubelet"), []byte("KUBELET_EXTRA_ARGS=--network-plugin=cni --container-runtime-endpoint=unix:///run/containerd/containerd.sock\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ flag, want, refused string }{
+		{"--dry-run", "In the way: kubelet-removed-flags", ""},
+		{"--wait=0s", "look at the node", "nothing was changed: kubelet-removed-flags"},
+		{"--force", "installed all the same: kubelet-removed-flags", ""},
+	} {
+		out.Reset()
+		err := run(t.Context(), []string{"install", "--root", root, c.flag}, &out)
+		if (err != nil) != (c.refused != "") || err != nil && !strings.Contains(err.Error(), c.refused) || !strings.Contains(out.String(), c.want) {
+			t.Errorf("install %s on a node with a fault: %v, printed %s", c.flag, err, out.String())
+		}
+		_, err = os.Stat(filepath.Join(root, "etc/default/crinetd"))
+		if installed := err == nil; installed != (c.flag == "--force") {
+			t.Errorf("install %s: crinetd's flags are there: %t", c.flag, installed)
+		}
+	}
 }
 
 // A node whose pods would fail is not changed, unless that is forced; the doctor's
