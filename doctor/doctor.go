@@ -4,11 +4,12 @@
 //
 // A check is data: a name, what it looks at, why that matters, its severity, the checks
 // that it rests on, and a function of a [Node]. [Run] runs checks side by side, each
-// within a second and a half. What follows from another finding is not told twice: a check that
-// fails beside one that it rests on is reported as skipped.
+// within a second and a half. What follows from another finding is not told twice: a
+// check that fails beside one that it rests on is reported as skipped.
 //
-// Checks read files, sysctls, netlink and sockets. They change nothing on the node.
-// What cannot be known is unknown, with the reason, and never an error.
+// Checks read files, sysctls, netlink and sockets. They change nothing on the node, but
+// that the kernel may load modules of its own when its features are tried, which is
+// done in a network namespace that ends with the try. What cannot be known is unknown, with the reason, and never an error.
 package doctor
 
 import (
