@@ -58,6 +58,9 @@ func (i *Installer) Install(ctx context.Context) error {
 		i.Report("everything is installed already")
 		return nil
 	}
+	if err := i.examine(ctx); err != nil {
+		return err
+	}
 	for _, step := range s.steps() {
 		i.Report(step.name)
 		if err := step.do(ctx); err != nil {
@@ -66,6 +69,23 @@ func (i *Installer) Install(ctx context.Context) error {
 		}
 	}
 	i.Report("installed")
+	return nil
+}
+
+// examine has the node looked at.
+func (i *Installer) examine(ctx context.Context) error {
+	if i.Check == nil {
+		return nil
+	}
+	i.Report("look at the node")
+	err := i.Check(ctx)
+	if err != nil && i.Force {
+		i.Report("installed all the same: " + err.Error())
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w; mend it, or force the installation", err)
+	}
 	return nil
 }
 

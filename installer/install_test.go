@@ -281,3 +281,27 @@ func TestPlan(t *testing.T) {
 	}
 	same(t, "planned", before, snapshot(t, root))
 }
+
+// A node with faults is left as it is, unless that is forced.
+func TestCheckBefore(t *testing.T) {
+	t.Parallel()
+	root := makeTree(t, trees["plain containerd"])
+	i, steps := newInstaller(t, root, nil)
+	before := snapshot(t, root)
+	i.Check = func(context.Context) error { return errFails }
+	if err := i.Install(t.Context()); !errors.Is(err, errFails) || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("a node with a fault: %v", err)
+	}
+	same(t, "refused", before, snapshot(t, root))
+	i.Force = true
+	if err := i.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(*steps, func(s string) bool { return strings.Contains(s, "all the same: "+errFails.Error()) }) {
+		t.Errorf("what was forced is not told: %q", *steps)
+	}
+	i.Check = func(context.Context) error { t.Error("an installation that stands is looked at again"); return nil }
+	if err := i.Install(t.Context()); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}

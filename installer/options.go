@@ -30,6 +30,11 @@ type Options struct {
 	Report func(step string)
 	// System starts and asks; nil leaves the services alone, as in an image.
 	System System
+	// Check, if set, looks at the node before anything is changed. Its error names
+	// what would keep pods from working, and how to mend it; with Force it is told,
+	// and crinet is installed all the same.
+	Check func(ctx context.Context) error
+	Force bool
 	// Trial, if set, attaches a throwaway network to see that pods would get one. It
 	// is called once the network is ready, and so not without a Wait.
 	Trial func(ctx context.Context) error
