@@ -81,6 +81,7 @@ type Engine struct {
 	namespaces     Namespaces
 	trialName      string        // of the trials' namespace and container
 	trying         chan struct{} // holds a token during a trial
+	loans          loans
 
 	locks    locks
 	flights  flights
@@ -159,13 +160,14 @@ func (c *Call) Key() journal.Key {
 	return journal.Key{ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
-// Run sweeps, collects garbage and tries networks that fail until ctx ends, and
-// then cuts off the queue. What is left to be undone stays in the journal.
+// Run sweeps, collects garbage and tries networks that fail until ctx ends, takes
+// back what is lent, and then cuts off the queue. What is left to be undone stays in the journal.
 func (e *Engine) Run(ctx context.Context) {
 	defer e.queue.close()
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	parts.Go(func() { e.runGC(ctx) })
 	parts.Go(func() { e.runTrials(ctx) })
+	parts.Go(func() { e.runLoans(ctx) })
 	e.runSweeper(ctx)
 }
