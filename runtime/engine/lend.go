@@ -258,4 +258,3 @@ func (e *Engine) runLoans(ctx context.Context) {
 		<-loan.done // bounded by throwawayEnd and the plugin under way
 	}
 }
-
