@@ -33,10 +33,13 @@ func (r *runner) explain(f *Fault, p *probe, err error, t *trace, filtered int64
 			}
 		}
 	}
-	for _, cause := range []func(*Fault, *probe, error) bool{r.stranger, r.tooLarge, r.noRoute, r.noNeighbour} {
+	for _, cause := range []func(*Fault, *probe, error) bool{r.stranger, r.tooLarge, r.noRoute, r.wrongRoute, r.noNeighbour, r.hairpinOff, r.noLoopback} {
 		if cause(f, p, err) {
 			return
 		}
+	}
+	if r.notMapped(f, p, request) {
+		return
 	}
 	r.lastSeen(f, p, t, request, reply, filtered)
 	if legacy := r.Node.legacyTables(); len(legacy) > 0 {
@@ -51,7 +54,7 @@ func (t *trace) of(r *runner, p *probe) (request, reply []hop) {
 	}
 	ends := []netip.Addr{p.to.Addr()}
 	if p.behind != 0 {
-		ends = append(ends, r.Pods[0].addrs()...)
+		ends = append(ends, r.Pods[0].addr(p.to.Addr()))
 	}
 	isEnd := func(a netip.AddrPort) bool {
 		return slices.Contains(ends, a.Addr()) && (p.to.Port() == 0 || a.Port() == p.to.Port() || p.behind != 0 && a.Port() == p.behind)
@@ -92,6 +95,30 @@ func (r *runner) noRoute(f *Fault, p *probe, _ error) bool {
 		f.Do = []string{fmt.Sprintf("look at the node's routes: ip route get %s; the plugin, or the routing daemon, should have made one", p.to.Addr())}
 	}
 	return true
+}
+
+// wrongRoute: the node's way to a pod is not the one on which the pod is.
+func (r *runner) wrongRoute(f *Fault, p *probe, _ error) bool {
+	for i, pod := range r.Pods {
+		addr, way := pod.addr(p.to.Addr()), r.chains[i].way()
+		back, _, err := r.Node.route(addr)
+		if !addr.IsValid() || way == "" || err != nil || back == way {
+			continue
+		}
+		if back == "lo" {
+			f.Lost = fmt.Sprintf("at the node: %s, the address of %s, is the node's own as well", addr, podName(i))
+			f.Do = []string{"keep the node's addresses out of ipam's ranges: gateway, rangeStart and rangeEnd; ip addr shows whose it is on the node"}
+			return true
+		}
+		f.Lost = fmt.Sprintf("at the node's routes: %s is behind %s, and the node's route to %s leads to %s", podName(i), way, addr, Plain(back))
+		f.Do = []string{fmt.Sprintf("look for the route that leads elsewhere, and for who made it: ip route get %s; ip route; ip rule", addr)}
+		if addr.Is4() && (r.Node.sysctl("net/ipv4/conf/"+way+"/rp_filter") == "1" || r.Node.sysctl("net/ipv4/conf/all/rp_filter") == "1") {
+			f.Lost += fmt.Sprintf("; so the reverse path filter of %s drops what the pod sends, since the answer would leave by %s", way, Plain(back))
+			f.Do = append(f.Do, fmt.Sprintf("if answers are to go that way, make the filter loose: sysctl -w net.ipv4.conf.%s.rp_filter=2, and all.rp_filter not 1", way))
+		}
+		return true
+	}
+	return false
 }
 
 // noNeighbour: nobody on the sender's link answers for the next hop.
@@ -175,6 +202,32 @@ func (r *runner) tooLarge(f *Fault, p *probe, err error) bool {
 	return false
 }
 
+// noLoopback: the kernel does not let a packet from 127.0.0.1 out to the pod.
+func (r *runner) noLoopback(f *Fault, p *probe, _ error) bool {
+	way := r.chains[0].way()
+	setting := "net/ipv4/conf/" + way + "/route_localnet"
+	if !p.to.Addr().IsLoopback() || way == "" || r.Node.sysctl(setting) != "0" || r.Node.sysctl("net/ipv4/conf/all/route_localnet") != "0" {
+		return false
+	}
+	f.Lost = fmt.Sprintf("in the kernel's routing: net.ipv4.conf.%s.route_localnet is 0, so that nothing leaves by %s with the address 127.0.0.1", way, way)
+	f.Do = []string{fmt.Sprintf("sysctl -w net.ipv4.conf.%s.route_localnet=1; who maps the hostPort (%s) sets it: look for who sets it back, such as systemd-sysctl", way, r.MappedBy)}
+	return true
+}
+
+// notMapped: no rule translated the hostPort to the pod's.
+func (r *runner) notMapped(f *Fault, p *probe, request []hop) bool {
+	translated := func(h hop) bool { return h.dst.Port() == p.behind }
+	if p.behind == 0 || len(request) == 0 || slices.ContainsFunc(request, translated) {
+		return false
+	}
+	f.Lost = fmt.Sprintf("at the node: no rule translates %s to port %d of %s", p.to, p.behind, podName(0))
+	f.Do = []string{fmt.Sprintf("the rules are made by %s: look for who flushes or replaces tables (nft list ruleset)", r.MappedBy)}
+	if r.MappedBy == "crinetd" {
+		f.Do = []string{"crinetd puts its table inet crinet right when it was changed: crinetctl status says what is in the way; look for who flushes it (nft monitor)"}
+	}
+	return true
+}
+
 // lastSeen says which hook of the node saw a packet last that nobody gave a verdict
 // on, and what drops packets there.
 func (r *runner) lastSeen(f *Fault, p *probe, t *trace, request, reply []hop, filtered int64) {
@@ -183,7 +236,7 @@ func (r *runner) lastSeen(f *Fault, p *probe, t *trace, request, reply []hop, fi
 		if t != nil {
 			f.Lost = fmt.Sprintf("unknown: packets cannot be traced: %s", Plain(t.unavailable.Error()))
 		}
-		r.settings(f, p, "", filtered)
+		r.settings(f, p, filtered)
 		return
 	}
 	way, at := "the request", furthest(request)
@@ -195,8 +248,7 @@ func (r *runner) lastSeen(f *Fault, p *probe, t *trace, request, reply []hop, fi
 		if fault := r.linkFault(); fault != "" {
 			f.Lost += ": " + fault
 		}
-		r.hairpinOff(f, p)
-		r.settings(f, p, "", filtered)
+		r.settings(f, p, filtered)
 		return
 	}
 	hook := strings.TrimSuffix(at.chain, "_end")
@@ -204,11 +256,11 @@ func (r *runner) lastSeen(f *Fault, p *probe, t *trace, request, reply []hop, fi
 	switch hook {
 	case "prerouting":
 		f.Lost += ": the kernel's routing dropped it"
-		r.settings(f, p, at.in, filtered)
+		r.settings(f, p, filtered)
 	case "postrouting":
 		r.afterPostrouting(f, p, at)
 	default:
-		r.settings(f, p, at.in, filtered)
+		r.settings(f, p, filtered)
 	}
 }
 
@@ -226,11 +278,11 @@ func (h *hop) where() string {
 
 // furthest is the hop at the hook that comes last; nil without any.
 func furthest(hops []hop) (far *hop) {
-	ranks := []string{"prerouting", "prerouting_end", "output", "input", "forward", "input_end", "forward_end", "postrouting", "postrouting_end"}
+	ranks := []string{"prerouting", "prerouting_end", "output", "output_end", "input", "forward", "input_end", "forward_end", "postrouting", "postrouting_end"}
 	best := -1
 	for i := range hops {
 		h := &hops[i]
-		if rank := slices.Index(ranks, h.chain); h.table == TraceTable && rank >= best {
+		if rank := slices.Index(ranks, h.chain); h.table == TraceTable && h.family == unix.NFPROTO_INET && rank >= best {
 			far, best = h, rank
 		}
 	}
@@ -238,7 +290,7 @@ func furthest(hops []hop) (far *hop) {
 }
 
 // settings names the kernel's settings that drop packets without a verdict.
-func (r *runner) settings(f *Fault, p *probe, in string, filtered int64) {
+func (r *runner) settings(f *Fault, p *probe, filtered int64) {
 	v4 := p.to.Addr().Is4()
 	forward := "net/ipv6/conf/all/forwarding"
 	if v4 {
@@ -248,14 +300,6 @@ func (r *runner) settings(f *Fault, p *probe, in string, filtered int64) {
 	if p.forwarded && r.Node.sysctl(forward) == "0" {
 		f.Lost += fmt.Sprintf(": %s is 0, the node does not forward", dotted(forward))
 		f.Do = append(f.Do, fmt.Sprintf("sysctl -w %s=1, and keep it in /etc/sysctl.d; look for who sets it to 0", dotted(forward)))
-		return
-	}
-	if v4 && in != "" && filtered > 0 {
-		back, _, _ := r.Node.route(p.source)
-		f.Lost += fmt.Sprintf(": the reverse path filter of %s (net.ipv4.conf.%s.rp_filter, or all), as the answer would leave by %s; it dropped %d packets meanwhile",
-			in, in, Plain(back), filtered)
-		f.Do = append(f.Do, fmt.Sprintf("look for the route that leads elsewhere: ip route get %s", p.source),
-			fmt.Sprintf("or make the filter loose: sysctl -w net.ipv4.conf.%s.rp_filter=2", in))
 		return
 	}
 	if filtered > 0 {
@@ -278,7 +322,6 @@ func (r *runner) afterPostrouting(f *Fault, p *probe, at *hop) {
 	case p.outward:
 		f.Lost = fmt.Sprintf("it left by %s as %s and was not answered, though the node's own packets are: look beyond the node", at.out, at.src.Addr())
 		f.Do = []string{fmt.Sprintf("tcpdump -ni %s host %s", at.out, p.to.Addr())}
-	case p.by == byHairpin && r.hairpinOff(f, p):
 	default:
 		f.Lost = fmt.Sprintf("it left the node's firewall by %s (%s) and was not answered: behind %s, in the pod or on its link", at.out, at.where(), at.out)
 		if fault := r.linkFault(); fault != "" {
@@ -289,7 +332,7 @@ func (r *runner) afterPostrouting(f *Fault, p *probe, at *hop) {
 }
 
 // hairpinOff: the bridge does not give a frame back to the port that it came from.
-func (r *runner) hairpinOff(f *Fault, p *probe) bool {
+func (r *runner) hairpinOff(f *Fault, p *probe, _ error) bool {
 	on, known := r.chains[0].hairpin(r.Node)
 	if p.by != byHairpin || !known || on {
 		return false

@@ -175,6 +175,18 @@ func (c chain) mtu() int {
 	return c.pod.Attrs().MTU
 }
 
+// way is the node's interface towards the pod; empty if it is not known.
+func (c chain) way() string {
+	switch {
+	case c.bridge != nil:
+		return Plain(c.bridge.Attrs().Name)
+	case c.host != nil:
+		return Plain(c.host.Attrs().Name)
+	default:
+		return ""
+	}
+}
+
 // hairpin says whether the pod's bridge port gives frames back to it; ok is false
 // where there is no bridge port.
 func (c chain) hairpin(node *Space) (on, ok bool) {
@@ -280,4 +292,24 @@ func (s *Space) route(to netip.Addr) (link string, via netip.Addr, err error) {
 	}
 	via, _ = netip.AddrFromSlice(routes[0].Gw)
 	return link, via.Unmap(), nil
+}
+
+// tentative are the IPv6 addresses of an interface whose uniqueness the kernel still
+// checks (RFC 4862): it does not answer for them yet.
+func (s *Space) tentative(link netlink.Link) (addrs []string) {
+	h, err := s.handle()
+	if err != nil {
+		return nil
+	}
+	defer h.Close()
+	list, err := h.AddrList(link, netlink.FAMILY_V6)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil
+	}
+	for _, a := range list {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&(unix.IFA_F_OPTIMISTIC|unix.IFA_F_DADFAILED) == 0 {
+			addrs = append(addrs, a.IP.String())
+		}
+	}
+	return addrs
 }

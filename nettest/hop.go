@@ -140,8 +140,8 @@ func (h *hop) addresses(network, transport []byte) {
 	h.src, h.dst = netip.AddrPortFrom(src, ports[0]), netip.AddrPortFrom(dst, ports[1])
 }
 
-// nameLinks fills in the names of interfaces, and the addresses of events that came
-// without headers: those of the packet's event before.
+// nameLinks fills in the names of interfaces, and for events that came without headers
+// and interfaces those of the packet's event before: the kernel tells them once a chain.
 func nameLinks(node *Space, hops []hop) {
 	names := make(map[uint32]string)
 	if h, err := node.handle(); err == nil {
@@ -155,10 +155,10 @@ func nameLinks(node *Space, hops []hop) {
 	last := make(map[uint32]hop)
 	for i := range hops {
 		h := &hops[i]
-		h.in, h.out = names[h.iif], names[h.oif]
 		if before, ok := last[h.packet]; ok && !h.src.IsValid() {
-			h.src, h.dst, h.proto = before.src, before.dst, before.proto
+			h.src, h.dst, h.proto, h.iif, h.oif = before.src, before.dst, before.proto, before.iif, before.oif
 		}
+		h.in, h.out = names[h.iif], names[h.oif]
 		last[h.packet] = *h
 	}
 }

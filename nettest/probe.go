@@ -161,6 +161,8 @@ func came(err error, patience time.Duration) string {
 		return "message too long: a smaller MTU is on the way"
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
 		return "forbidden: a rule on the sender's own way out, or ICMP says so"
+	case errors.Is(err, syscall.EINVAL):
+		return "the kernel would not send it (invalid argument)"
 	case errors.Is(err, syscall.ECONNRESET):
 		return "reset: the connection was made and then broken"
 	case isTimeout(err):

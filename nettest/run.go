@@ -14,6 +14,9 @@ import (
 // time any more, so that a broken node is told of soon as well.
 const budget = 6 * time.Second
 
+// maxAlso is how many more failures of a step are told.
+const maxAlso = 3
+
 // Pod is a namespace that stands for a pod.
 type Pod struct {
 	Space  *Space
@@ -47,6 +50,7 @@ type runner struct {
 	nodeAt   map[netip.Addr][2]netip.AddrPort // the node's servers, TCP and UDP
 	chains   [2]chain
 	started  time.Time
+	settled  string // what was waited for
 }
 
 // podName is what a pod is called.
@@ -54,9 +58,15 @@ func podName(i int) string { return fmt.Sprintf("pod %d", i+1) }
 
 const nodeName = "the node"
 
+// firstStep begins with what the others need as well.
+const firstStep = "pod to node"
+
 // Run sends all traffic and returns what the steps have shown. The error says that
 // it could not begin.
 func Run(ctx context.Context, c Config) ([]Result, error) {
+	if c.Begin != nil {
+		c.Begin(firstStep)
+	}
 	r := &runner{Config: c, started: time.Now(), nodeAt: make(map[netip.Addr][2]netip.AddrPort)}
 	defer r.servers.close()
 	if err := r.prepare(ctx); err != nil {
@@ -66,7 +76,7 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 		name string
 		run  func(context.Context) Result
 	}{
-		{"pod to node", r.podToNode},
+		{firstStep, r.podToNode},
 		{"node to pod", r.nodeToPod},
 		{"pod to pod", r.podToPod},
 		{"pod to outside", r.podToOutside},
@@ -76,14 +86,20 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 		{"path MTU", r.pathMTU},
 	}
 	var results []Result
-	for _, s := range steps {
+	for i, s := range steps {
 		if ctx.Err() != nil {
 			return results, context.Cause(ctx)
 		}
-		if c.Begin != nil {
+		if c.Begin != nil && i > 0 {
 			c.Begin(s.name)
 		}
 		result := timed(s.name, func() Result { return s.run(ctx) })
+		if i == 0 {
+			result.Seconds = time.Since(r.started).Seconds()
+			if result.Status == Passed {
+				result.Note += r.settled
+			}
+		}
 		results = append(results, result)
 		c.Done(result)
 	}
@@ -106,6 +122,9 @@ func (r *runner) prepare(ctx context.Context) (err error) {
 			}
 		}
 	}
+	if families[netlink.FAMILY_V6] {
+		r.settled = r.settle(ctx)
+	}
 	if r.nodeAddr, err = r.Node.addresses(families); err != nil {
 		return fmt.Errorf("the node's addresses: %w", err)
 	}
@@ -117,6 +136,30 @@ func (r *runner) prepare(ctx context.Context) (err error) {
 		r.nodeAt[addr] = [2]netip.AddrPort{tcpAt, udpAt}
 	}
 	return nil
+}
+
+// detection is how long the kernel's duplicate address detection may take.
+const detection = 3 * time.Second
+
+// settle waits until the kernel answers for the IPv6 addresses of the node's ends, as
+// it does not at once on a bridge that has just been made. It says what it waited for.
+func (r *runner) settle(ctx context.Context) (note string) {
+	start := time.Now()
+	waiting := func() (addrs []string) {
+		for _, c := range r.chains {
+			for _, link := range []netlink.Link{c.host, c.bridge} {
+				if link != nil {
+					addrs = append(addrs, r.Node.tentative(link)...)
+				}
+			}
+		}
+		return addrs
+	}
+	for addrs := waiting(); len(addrs) > 0 && time.Since(start) < detection && ctx.Err() == nil; addrs = waiting() {
+		note = fmt.Sprintf("; first the kernel made sure for %s that nobody else has the new address %s", time.Since(start).Round(10*time.Millisecond), addrs[0])
+		time.Sleep(20 * time.Millisecond)
+	}
+	return note
 }
 
 // addrs are the pod's addresses, the first one of each family.
@@ -166,6 +209,10 @@ func (r *runner) try(ctx context.Context, probes []*probe) Result {
 	fault := &Fault{Sent: first.String(), Came: came(errs[0], patience)}
 	r.explain(fault, first, errs[0], trace, r.Node.counter(reversePathFilter)-before)
 	for i, p := range failed[1:] {
+		if i == maxAlso {
+			fault.Also = append(fault.Also, fmt.Sprintf("and %d more", len(failed)-1-i))
+			break
+		}
 		fault.Also = append(fault.Also, p.short()+": "+came(errs[i+1], patience))
 	}
 	return Result{Status: Failed, Fault: fault}

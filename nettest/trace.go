@@ -68,17 +68,46 @@ func startTrace(node *Space, filter traceFilter) (t *tracer, err error) {
 	if err := t.events.JoinGroup(nftraceAll); err != nil {
 		return nil, errors.Join(fmt.Errorf("trace packets: %w", err), t.events.Close())
 	}
-	if t.tables, err = nftables.New(nftables.WithNetNSFd(node.fd()), nftables.AsLasting()); err != nil {
+	var socket *netlink.Conn // that the tables belong to
+	t.tables, err = nftables.New(nftables.WithNetNSFd(node.fd()), nftables.AsLasting(),
+		nftables.WithSockOptions(func(c *netlink.Conn) error { socket = c; return nil }))
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("trace packets: %w", err), t.events.Close())
 	}
-	t.add(nftables.TableFamilyINet, filter)
-	if err := t.tables.Flush(); err != nil {
+	if err := t.add(socket, nftables.TableFamilyINet, filter); err != nil {
 		return nil, errors.Join(fmt.Errorf("trace packets: make the table %s: %w", TraceTable, err), t.tables.CloseLasting(), t.events.Close())
 	}
-	t.add(nftables.TableFamilyBridge, filter)
-	_ = t.tables.Flush() // a kernel without bridges' tables has no rules there either
+	_ = t.add(socket, nftables.TableFamilyBridge, filter) // a kernel without bridges' tables has no rules there either
 	go t.read()
 	return t, nil
+}
+
+// ownTable makes a table that belongs to a socket. The library leaves a table's flags out.
+func ownTable(socket *netlink.Conn, family nftables.TableFamily) error {
+	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte(TraceTable + "\x00")},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, tableOwner)},
+	})
+	if err != nil {
+		return err
+	}
+	batch := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES} // struct nfgenmsg
+	_, err = socket.SendMessages([]netlink.Message{
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: netlink.Request}, Data: batch},
+		{
+			Header: netlink.Header{
+				Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
+				Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Excl,
+			},
+			Data: append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, attributes...),
+		},
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request}, Data: batch},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = socket.Receive() // the acknowledgement
+	return err
 }
 
 // stop waits a moment for the last events, removes the table and returns the trace.
@@ -114,9 +143,12 @@ func (t *tracer) read() {
 	}
 }
 
-// add adds the table of a family to the batch.
-func (t *tracer) add(family nftables.TableFamily, filter traceFilter) {
-	table := t.tables.AddTable(&nftables.Table{Name: TraceTable, Family: family, Flags: tableOwner})
+// add makes the table of a family.
+func (t *tracer) add(socket *netlink.Conn, family nftables.TableFamily, filter traceFilter) error {
+	if err := ownTable(socket, family); err != nil {
+		return err
+	}
+	table := &nftables.Table{Name: TraceTable, Family: family}
 	accept := nftables.ChainPolicyAccept
 	chain := func(name string, hook *nftables.ChainHook, priority int) *nftables.Chain {
 		return t.tables.AddChain(&nftables.Chain{
@@ -128,6 +160,7 @@ func (t *tracer) add(family nftables.TableFamily, filter traceFilter) {
 	chain("prerouting_end", nftables.ChainHookPrerouting, late)
 	if family == nftables.TableFamilyINet {
 		marking = append(marking, chain("output", nftables.ChainHookOutput, early))
+		chain("output_end", nftables.ChainHookOutput, late)
 	}
 	chain("input", nftables.ChainHookInput, early)
 	chain("input_end", nftables.ChainHookInput, late)
@@ -140,6 +173,7 @@ func (t *tracer) add(family nftables.TableFamily, filter traceFilter) {
 			t.tables.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: exprs})
 		}
 	}
+	return t.tables.Flush()
 }
 
 // rules are the expressions that turn tracing on for a filter's packets.

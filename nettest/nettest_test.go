@@ -1,0 +1,160 @@
+package nettest
+
+import (
+	"strings"
+	"testing"
+)
+
+// Where all is well, every step passes.
+func TestAllIsWell(t *testing.T) {
+	l := newLab(t)
+	for step, r := range l.run() {
+		if r.Status != Passed {
+			t.Errorf("%s is %s: %s\n%v", step, r.Status, r.Note, r.Fault)
+		}
+	}
+}
+
+// Each fault fails the step that it belongs to, in words that name it and what to do.
+func TestFaults(t *testing.T) {
+	for name, f := range map[string]struct {
+		fault func(*lab)
+		step  string
+		words []string
+	}{
+		"a rule of somebody's": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `nft 'add table inet mine; add chain inet mine guard { type filter hook forward priority 0; }; add rule inet mine guard ip saddr 10.99.0.2 counter drop'`)
+			},
+			step: "pod to outside", words: []string{`dropped by the rule "ip saddr 10.99.0.2 drop" (handle 2) in chain guard of table inet mine`, "10.99.0.0/24"},
+		},
+		"a rule of a bridge": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `nft 'add table bridge mine; add chain bridge mine guard { type filter hook forward priority 0; }; add rule bridge mine guard ip daddr 10.99.0.3 drop'`)
+			},
+			step: "pod to pod", words: []string{"chain guard of table bridge mine"},
+		},
+		"Docker's policy": {
+			fault: func(l *lab) { l.node.sh(l.t, `iptables -N DOCKER-USER; iptables -P FORWARD DROP`) },
+			step:  "pod to outside", words: []string{"policy of chain FORWARD of table ip filter", "Docker does it"},
+		},
+		"ufw's policy": {
+			fault: func(l *lab) { l.node.sh(l.t, `iptables -N ufw-user-forward; iptables -P FORWARD DROP`) },
+			step:  "pod to outside", words: []string{"ufw does it"},
+		},
+		"firewalld": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `nft 'add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; }; add rule inet firewalld filter_INPUT iifname br0 reject'`)
+			},
+			step: "pod to node", words: []string{"firewalld does it", "came: ", "10.99.0.0/24"},
+		},
+		"forwarding off": {
+			fault: func(l *lab) { l.node.sh(l.t, `sysctl -qw net.ipv4.ip_forward=0`) },
+			step:  "pod to outside", words: []string{"net.ipv4.ip_forward is 0, the node does not forward", "sysctl -w net.ipv4.ip_forward=1"},
+		},
+		"forwarding of IPv6 off": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8:100::1`)
+			},
+			step: "pod to outside", words: []string{"net.ipv6.conf.all.forwarding is 0", "fd00:99::2"},
+		},
+		"no masquerade": {
+			fault: func(l *lab) { l.node.sh(l.t, `nft flush chain inet nat post`) },
+			step:  "pod to outside", words: []string{"it left by eth0 with the pod's own address 10.99.0.2", "ipMasq"},
+		},
+		"outside is silent to the pod": {
+			fault: func(l *lab) {
+				l.outside.sh(l.t, `nft 'add table ip mine; add chain ip mine guard { type filter hook input priority 0; }; add rule ip mine guard ip ttl != 64 drop'`)
+			},
+			step: "pod to outside", words: []string{"it left by eth0 as 198.51.100.2", "beyond the node"},
+		},
+		"reverse path filter": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `sysctl -qw net.ipv4.conf.br0.rp_filter=1; ip route add 10.99.0.2/32 dev eth0`)
+			},
+			step: "pod to node", words: []string{"pod 1 is behind br0", "reverse path filter of br0", "would leave by eth0", "rp_filter=2"},
+		},
+		"narrow host's end": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `ip link set br0 mtu 1500; ip link set veth0 mtu 1400; ip link set br0 mtu 1500`)
+			},
+			step: "path MTU", words: []string{"veth0 has MTU 1400, less than the 1500 of pod 1", "of 1500 bytes"},
+		},
+		"narrow bridge": {
+			fault: func(l *lab) { l.node.sh(l.t, `ip link set br0 mtu 1300`) },
+			step:  "path MTU", words: []string{"br0 has MTU 1300", "message too long"},
+		},
+		"narrow uplink, ICMP dropped": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `ip link set eth0 mtu 1400; nft 'add table ip mine; add chain ip mine quiet { type filter hook output priority 0; }; add rule ip mine quiet icmp type destination-unreachable drop'`)
+			},
+			step: "path MTU", words: []string{"eth0 has MTU 1400, less than the pod's 1500", "no ICMP tells"},
+		},
+		"hairpin off": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `bridge link set dev veth0 hairpin off; sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1`)
+			},
+			step: "hairpin", words: []string{"hairpin mode is off on the pod's port veth0", "br0", "--hairpin-mode=hairpin-veth"},
+		},
+		"nobody maps": {
+			fault: func(l *lab) { l.node.sh(l.t, `nft flush chain inet nat to_pod`) },
+			step:  "hostPort", words: []string{"came: refused", "no rule translates 198.51.100.2:20001 to port 8080 of pod 1", "made by the lab"},
+		},
+		"wrong pod": {
+			fault: func(l *lab) {
+				l.node.sh(l.t, `nft 'flush chain inet nat to_pod; add rule inet nat to_pod meta l4proto tcp dnat ip to 10.99.0.3:8080'`)
+			},
+			step: "hostPort", words: []string{"another answers", "pod 2"},
+		},
+		"no loopback": {
+			fault: func(l *lab) { l.node.sh(l.t, `sysctl -qw net.ipv4.conf.br0.route_localnet=0`) },
+			step:  "hostPort by 127.0.0.1", words: []string{"127.0.0.1:20001", "net.ipv4.conf.br0.route_localnet is 0"},
+		},
+		"pod without a route": {
+			fault: func(l *lab) { l.pods[0].sh(l.t, `ip route del default`) },
+			step:  "pod to node", words: []string{"it has no route to 198.51.100.2", "isDefaultGateway"},
+		},
+		"a gateway that is not there": {
+			fault: func(l *lab) { l.pods[0].sh(l.t, `ip route replace default via 10.99.0.77`) },
+			step:  "pod to node", words: []string{"nobody answers for the gateway 10.99.0.77"},
+		},
+		"the host's end is down": {
+			fault: func(l *lab) { l.node.sh(l.t, `ip link set veth1 down`) },
+			step:  "node to pod", words: []string{"the host's end of pod 2, veth1, is down"},
+		},
+		"off the bridge": {
+			fault: func(l *lab) {
+				l.config.Begin = func(step string) {
+					if step == "node to pod" {
+						l.node.sh(l.t, `ip link set veth0 nomaster`)
+					}
+				}
+			},
+			step: "node to pod", words: []string{"veth0 was taken off its bridge"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			f.fault(l)
+			results := l.run()
+			r := results[f.step]
+			if r.Status != Failed {
+				t.Fatalf("%s is %s: %s", f.step, r.Status, r.Note)
+			}
+			told := r.Fault.String()
+			t.Logf("%s\n%s", f.step, told)
+			for _, want := range f.words {
+				if !strings.Contains(told, want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if len(r.Fault.Do) == 0 || r.Fault.Lost == "" {
+				t.Error("it does not say where the packet was lost, and what to do")
+			}
+			if tables := l.node.sh(t, "nft list tables"); strings.Contains(tables, TraceTable) {
+				t.Errorf("the trace's table is left: %s", tables)
+			}
+		})
+	}
+}
