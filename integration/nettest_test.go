@@ -24,12 +24,29 @@ var nettestNetworks = map[string]string{
 	"plugins": [{"type": "bridge", "bridge": "dual0", "isDefaultGateway": true, "ipMasq": true,
 		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.20.0.0/24"}], [{"subnet": "fd00:20::/64"}]]}}]
 }`,
+	"executed": `{
+	"cniVersion": "1.0.0", "name": "executed",
+	"plugins": [{"type": "bridge", "bridge": "executed0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+		"ipam": {"type": "host-local", "subnet": "10.22.0.0/24"}}]
+}`,
+	"portmap": `{
+	"cniVersion": "1.0.0", "name": "portmap",
+	"plugins": [{"type": "bridge", "bridge": "portmap0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+		"ipam": {"type": "host-local", "subnet": "10.23.0.0/24"}},
+		{"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}]
+}`,
 	"ptp": `{
 	"cniVersion": "1.0.0", "name": "points",
 	"plugins": [{"type": "ptp", "ipMasq": true, "mtu": 1400,
 		"ipam": {"type": "host-local", "subnet": "10.21.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}}]
 }`,
 	"scripted": strings.Replace(recordedBridge, `"isDefaultGateway"`, `"ipMasq": true, "isDefaultGateway"`, 1),
+}
+
+// nettestFlags are flags of crinetd for some of the networks.
+var nettestFlags = map[string][]string{
+	"executed": {"--builtin-plugins=off"},
+	"portmap":  {"--hostport=plugin"},
 }
 
 // connectivity is what crinetctl test -o json prints.
@@ -103,7 +120,7 @@ func TestConnectivity(t *testing.T) {
 	for name, conf := range nettestNetworks {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newNettestNode(t, conf)
+			n := newNettestNode(t, conf, nettestFlags[name]...)
 			all := n.connectivity()
 			skipped := []string{"CHECK"} // the seed's CNI version has none
 			if name != "bridge" {
@@ -121,10 +138,32 @@ func TestConnectivity(t *testing.T) {
 			if err != nil || !strings.Contains(out, "12 passed, 0 skipped, 0 failed") && !strings.Contains(out, "11 passed, 1 skipped, 0 failed") {
 				t.Errorf("crinetctl test prints %s\n%v", out, err)
 			}
-			t.Log(out)
-			n.clean()
+			if mapper := "mapped by " + map[bool]string{true: "plugin", false: "crinetd"}[name == "portmap"]; !strings.Contains(out, mapper) {
+				t.Errorf("crinetctl test does not say %q:\n%s", mapper, out)
+			}
+			n.noLeftovers()
 		})
 	}
+}
+
+// A network whose pods the kernel keeps apart from the node is tested as far as it can
+// be, and the skipped steps say why. The same holds without hostPorts.
+func TestConnectivityIsSkippedWithReason(t *testing.T) {
+	t.Parallel()
+	n := newNettestNode(t, `{"cniVersion": "1.0.0", "name": "beside", "plugins": [{"type": "macvlan", "master": "eth0",
+		"ipam": {"type": "host-local", "subnet": "198.51.100.0/24", "rangeStart": "198.51.100.100", "gateway": "198.51.100.1", "routes": [{"dst": "0.0.0.0/0"}]}}]}`,
+		"--hostport=off")
+	all := n.connectivity()
+	want := map[string]string{
+		"pod to node": "macvlan", "node to pod": "macvlan",
+		"hairpin": "--hostport", "hostPort": "--hostport", "hostPort by 127.0.0.1": "--hostport",
+	}
+	for _, r := range all.Steps {
+		if why := want[r.Step]; (why != "") != (r.Status == nettest.Skipped) || !strings.Contains(r.Note, why) {
+			t.Errorf("%s is %s: %s", r.Step, r.Status, cmp.Or(r.Note, fmt.Sprint(r.Fault)))
+		}
+	}
+	n.noLeftovers()
 }
 
 // nettestBridge is a network on a bridge that the test has made before, without what
@@ -188,7 +227,7 @@ func TestConnectivityFaults(t *testing.T) {
 			step: "path MTU", words: []string{"made0 has MTU 1400, less than the 1500 of pod 1", "mtu in the network's configuration"},
 		},
 		"a pod has the node's address": {
-			candidate: strings.Replace(nettestBridge("made0", "10.30.0.0/24", "10.30.0.99", `"ipMasq": true,`), "10.30.0.10", "10.30.0.1", 1),
+			candidate: strings.Replace(nettestBridge("made0", "10.30.0.0/24", "10.30.0.99", `"ipMasq": true,`), `"rangeStart": "10.30.0.10"`, `"rangeStart": "10.30.0.1", "rangeEnd": "10.30.0.2"`, 1),
 			fault:     made, mend: "ip link del made0",
 			step: "node to pod", words: []string{"10.30.0.1, the address of pod 1, is the node's own as well"},
 		},

@@ -132,7 +132,7 @@ func (r *runner) noNeighbour(f *Fault, p *probe, _ error) bool {
 		next, what = via, "the gateway"
 	}
 	if p.from.neighbour(next) != "failed" {
-		return false
+		return r.noWayBack(f, p)
 	}
 	f.Lost = fmt.Sprintf("on the link of %s: nobody answers for %s %s at %s", p.fromName, what, next, Plain(link))
 	switch {
@@ -150,6 +150,20 @@ func (r *runner) noNeighbour(f *Fault, p *probe, _ error) bool {
 		f.Lost += "; " + fault
 	}
 	return true
+}
+
+// noWayBack: nobody answers for the gateway of the pod that should answer the probe.
+func (r *runner) noWayBack(f *Fault, p *probe) bool {
+	for i, pod := range r.Pods {
+		gateway, link := pod.Space.gateway(familyOf(p.to.Addr()))
+		if p.want != podName(i) || !gateway.IsValid() || pod.Space.neighbour(gateway) != "failed" {
+			continue
+		}
+		f.Lost = fmt.Sprintf("on the way back: %s has the gateway %s, and nobody on the link of its %s answers for that", podName(i), gateway, Plain(link))
+		f.Do = []string{fmt.Sprintf("the node must have the address %s on the pods' link: isGateway (bridge) gives it, or correct gateway in ipam", gateway)}
+		return true
+	}
+	return false
 }
 
 // linkFault says what is wrong with the pods' interfaces on the node; empty if

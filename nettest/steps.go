@@ -9,9 +9,22 @@ import (
 	"syscall"
 )
 
+// apart is why the node and its pods cannot reach each other by design; empty if they
+// can.
+func (r *runner) apart() string {
+	pod := r.chains[0].pod
+	if pod == nil || pod.Type() != "macvlan" && pod.Type() != "ipvlan" {
+		return ""
+	}
+	return fmt.Sprintf("the kernel keeps a node and its %s pods apart; others on the link reach them", pod.Type())
+}
+
 // podToNode has the first pod reach the node by its gateway and by the node's first
 // address of each family.
 func (r *runner) podToNode(ctx context.Context) Result {
+	if why := r.apart(); why != "" {
+		return Result{Status: Skipped, Note: why}
+	}
 	var probes []*probe
 	for _, addr := range r.Pods[0].addrs() {
 		for _, to := range r.nodeTargets(addr) {
@@ -41,6 +54,9 @@ func (r *runner) nodeTargets(pod netip.Addr) (targets []netip.Addr) {
 
 // nodeToPod has the node reach both pods.
 func (r *runner) nodeToPod(ctx context.Context) Result {
+	if why := r.apart(); why != "" {
+		return Result{Status: Skipped, Note: why}
+	}
 	var probes []*probe
 	for i, pod := range r.Pods {
 		for _, addr := range pod.addrs() {
@@ -130,13 +146,16 @@ func (r *runner) outside(ctx context.Context, pod netip.Addr) (p *probe, why str
 	return nil, fmt.Sprintf("the default gateway for %s, %s, does not answer the node itself, neither to ping nor on TCP ports 53, 80 and 443", family, gateway)
 }
 
-// noPorts is the result of a hostPort's step without one.
-func (r *runner) noPorts() Result {
-	why := r.NoHostPort
-	if why == "" {
-		why = "no hostPort is mapped"
+// noPorts is why the steps of the hostPort are skipped; empty if they are not.
+func (r *runner) noPorts() string {
+	switch {
+	case r.NoHostPort != "":
+		return r.NoHostPort
+	case r.HostPort == 0:
+		return "no hostPort is mapped"
+	default:
+		return r.apart()
 	}
-	return Result{Status: Skipped, Note: why}
 }
 
 // toHostPort are the probes to the hostPort on an address.
@@ -156,8 +175,8 @@ const byHairpin = "hairpin"
 
 // hairpin has the first pod reach itself by its hostPort.
 func (r *runner) hairpin(ctx context.Context) Result {
-	if r.HostPort == 0 {
-		return r.noPorts()
+	if why := r.noPorts(); why != "" {
+		return Result{Status: Skipped, Note: why}
 	}
 	var probes []*probe
 	for _, source := range r.Pods[0].addrs() {
@@ -174,8 +193,8 @@ func (r *runner) hairpin(ctx context.Context) Result {
 // hostPort has the node and the second pod reach the first pod's hostPort by the
 // node's addresses.
 func (r *runner) hostPort(ctx context.Context) Result {
-	if r.HostPort == 0 {
-		return r.noPorts()
+	if why := r.noPorts(); why != "" {
+		return Result{Status: Skipped, Note: why}
 	}
 	var probes []*probe
 	for _, addr := range r.nodeAddr {
@@ -197,9 +216,10 @@ func (r *runner) hostPort(ctx context.Context) Result {
 // loopback has the node reach the hostPort by 127.0.0.1.
 func (r *runner) loopback(ctx context.Context) Result {
 	lo := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	why := r.noPorts()
 	switch {
-	case r.HostPort == 0:
-		return r.noPorts()
+	case why != "":
+		return Result{Status: Skipped, Note: why}
 	case r.NoLoopback != "":
 		return Result{Status: Skipped, Note: r.NoLoopback}
 	case !r.Pods[0].addr(lo).IsValid():
@@ -216,20 +236,8 @@ func (r *runner) pathMTU(ctx context.Context) Result {
 		return Result{Status: Skipped, Note: "the MTU of the pods' interface is not known"}
 	}
 	var probes []*probe
-	for i, pod := range r.Pods {
-		size := r.chains[i].mtu()
-		for _, addr := range pod.addrs() {
-			probes = append(probes, r.toPod(r.Node, nodeName, netip.Addr{}, i, addr, size)...)
-			if other := r.Pods[1-i].addr(addr); other.IsValid() {
-				probes = append(probes, r.toPod(r.Pods[1-i].Space, podName(1-i), other, i, addr, min(size, r.chains[1-i].mtu()))...)
-			}
-			for _, to := range r.nodeTargets(addr)[:min(1, len(r.nodeTargets(addr)))] {
-				probes = append(probes, &probe{
-					transport: udp, from: pod.Space, fromName: podName(i), source: addr, size: size,
-					to: r.nodeAt[to][1], toName: nodeName, want: nodeName,
-				})
-			}
-		}
+	for i := range r.Pods {
+		probes = append(probes, r.fullSize(i)...)
 	}
 	result := r.try(ctx, probes)
 	if result.Status != Passed {
@@ -237,6 +245,26 @@ func (r *runner) pathMTU(ctx context.Context) Result {
 	}
 	result.Note += fmt.Sprintf(", %d bytes", r.chains[0].mtu())
 	return r.outsideMTU(ctx, result)
+}
+
+// fullSize are the probes of a pod's MTU: from the node, to it, and from the other pod.
+func (r *runner) fullSize(i int) (probes []*probe) {
+	pod, size := r.Pods[i], r.chains[i].mtu()
+	for _, addr := range pod.addrs() {
+		if other := r.Pods[1-i].addr(addr); other.IsValid() {
+			probes = append(probes, r.toPod(r.Pods[1-i].Space, podName(1-i), other, i, addr, min(size, r.chains[1-i].mtu()))...)
+		}
+		targets := r.nodeTargets(addr)
+		if r.apart() != "" || len(targets) == 0 {
+			continue
+		}
+		probes = append(probes, r.toPod(r.Node, nodeName, netip.Addr{}, i, addr, size)...)
+		probes = append(probes, &probe{
+			transport: udp, from: pod.Space, fromName: podName(i), source: addr, size: size,
+			to: r.nodeAt[targets[0]][1], toName: nodeName, want: nodeName,
+		})
+	}
+	return probes
 }
 
 // outsideMTU sends full-size echo requests to the default gateways that answer small
