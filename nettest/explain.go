@@ -190,8 +190,8 @@ func (r *runner) tooLarge(f *Fault, p *probe, err error) bool {
 	if p.size == 0 {
 		return false
 	}
-	for i, c := range r.chains {
-		c = chainOf(r.Pods[i].Space, r.Node, r.Pods[i].IfName)
+	for i := range r.chains {
+		c := chainOf(r.Pods[i].Space, r.Node, r.Pods[i].IfName)
 		if c.pod == nil {
 			continue
 		}

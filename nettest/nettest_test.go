@@ -1,6 +1,14 @@
 package nettest
 
 import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -156,5 +164,119 @@ func TestFaults(t *testing.T) {
 				t.Errorf("the trace's table is left: %s", tables)
 			}
 		})
+	}
+}
+
+// spaceVariable names an environment variable: the namespace in which the test's own
+// program traces until it is killed.
+const spaceVariable = "CRINET_TEST_TRACE_IN"
+
+// The trace's table goes with the process that made it, however that ends.
+func TestTraceGoesWithItsProcess(t *testing.T) {
+	if path := os.Getenv(spaceVariable); path != "" {
+		traceForever(path)
+	}
+	node := newSpace(t)
+	child := exec.Command(os.Args[0], "-test.run=^TestTraceGoesWithItsProcess$")
+	child.Env = append(os.Environ(), spaceVariable+"="+node.path())
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	tables := node.sh(t, "nft list tables")
+	if err != nil || line != "tracing\n" || !strings.Contains(tables, "inet "+TraceTable) {
+		t.Errorf("the child says %q, %v; tables: %s", line, err, tables)
+	}
+	if err := child.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = child.Wait() // it was killed
+	if tables := node.sh(t, "nft list tables"); strings.Contains(tables, TraceTable) {
+		t.Errorf("left is %s", tables)
+	}
+}
+
+// traceForever traces in a namespace and says so.
+func traceForever(path string) {
+	file, err := os.Open(path)
+	if err == nil {
+		_, err = startTrace(NewSpace(file), traceFilter{addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, ports: []uint16{80}})
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("tracing")
+	select {}
+}
+
+// Traces finds each kind of thing that an attachment can leave.
+func TestLeft(t *testing.T) {
+	l := newLab(t)
+	traces, err := NewTraces(l.node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	const id = "crinet-test-1-ABCDEF"
+	space := filepath.Join(dir, "netns")
+	traces.Note(l.config.Pods[0], id, space, "net", fmt.Appendf(nil, `{"plugins": [{"type": "bridge", "ipam": {"type": "host-local", "dataDir": %q}}]}`, dir))
+	kinds := map[string]struct{ leave, mend func() }{
+		"the interface veth0": {func() {}, func() { l.node.sh(t, "ip link del veth0") }},
+		"the network namespace " + space: {
+			func() { mustWrite(t, space, "") },
+			func() { _ = os.Remove(space) }, // Left tells if it is there
+		},
+		"host-local's file " + dir + "/net/10.99.0.2": {
+			func() { mustWrite(t, dir+"/net/10.99.0.2", id+"\r\neth0") },
+			func() { mustWrite(t, dir+"/net/10.99.0.2", "another\r\neth0") },
+		},
+		"a rule that names " + id: {
+			func() {
+				l.node.sh(t, `nft 'add table ip cni; add chain ip cni post; add rule ip cni post counter comment "id: %s"'`, id)
+			},
+			func() { l.node.sh(t, "nft delete table ip cni") },
+		},
+		"an element of the set hairpin in table inet crinet": {
+			func() {
+				l.node.sh(t, `nft 'add table inet crinet; add set inet crinet hairpin { type ipv4_addr; }; add element inet crinet hairpin { 10.99.0.2 }'`)
+			},
+			func() { l.node.sh(t, "nft flush set inet crinet hairpin") },
+		},
+	}
+	for _, k := range kinds {
+		k.leave()
+	}
+	left := traces.Left(t.Context())
+	for kind, k := range kinds {
+		if !slices.Contains(left, kind) {
+			t.Errorf("%s is not found: %q", kind, left)
+		}
+		k.mend()
+	}
+	l.node.sh(t, "ip link add new0 type bridge")
+	if left := traces.Left(t.Context()); len(left) != 0 {
+		t.Errorf("still found: %q", left)
+	}
+	if stay := traces.Stay(); !slices.Equal(stay, []string{"new0"}) {
+		t.Errorf("new bridges: %q", stay)
+	}
+}
+
+func mustWrite(t *testing.T, path, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What the kernel or others say is made fit for a terminal.
+func TestPlain(t *testing.T) {
+	if got := Plain("a\x1b[31m\nb\u009bc ö"); got != "a [31m b c ö" {
+		t.Errorf("it is %q", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -268,12 +269,25 @@ func (t *nodeTest) done(r nettest.Result) {
 	}
 	took := (time.Duration(r.Seconds * float64(time.Second))).Round(time.Millisecond)
 	fmt.Fprintln(t.stdout, strings.TrimRight(fmt.Sprintf("%-24s%s%8s  %s", r.Step, word, took, r.Note), " "))
-	if r.Fault != nil {
-		for line := range strings.Lines(r.Fault.String()) {
-			fmt.Fprint(t.stdout, "    ", line)
-		}
-		fmt.Fprintln(t.stdout)
+	if r.Fault == nil {
+		return
 	}
+	for line := range strings.Lines(t.notTwice(r).String()) {
+		fmt.Fprint(t.stdout, "    ", line)
+	}
+	fmt.Fprintln(t.stdout)
+}
+
+// notTwice is a step's fault, without what an earlier step has told in the same words.
+func (t *nodeTest) notTwice(r nettest.Result) *nettest.Fault {
+	fault := *r.Fault
+	for _, before := range t.tested.Steps[:len(t.tested.Steps)-1] {
+		if f := before.Fault; f != nil && fault.Lost != "" && f.Lost == fault.Lost && slices.Equal(f.Do, fault.Do) {
+			fault.Lost, fault.Do, fault.Also = "as in "+before.Step, nil, nil
+			break
+		}
+	}
+	return &fault
 }
 
 // finish tells the whole.

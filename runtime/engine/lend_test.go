@@ -72,7 +72,7 @@ func (l *lender) clean(t *testing.T) {
 	})
 }
 
-func mustLend(t *testing.T, l *lender, ctx context.Context) *Loan {
+func mustLend(ctx context.Context, t *testing.T, l *lender) *Loan {
 	t.Helper()
 	loan, err := l.Lend(ctx, "a test", nil)
 	if err != nil {
@@ -86,7 +86,7 @@ func mustLend(t *testing.T, l *lender, ctx context.Context) *Loan {
 func TestLend(t *testing.T) {
 	l := newLender(t)
 	l.ports.refuse = 3
-	loan := mustLend(t, l, t.Context())
+	loan := mustLend(t.Context(), t, l)
 	first, err := loan.Add(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +138,7 @@ func TestLendToOneThatDies(t *testing.T) {
 			l := newLender(t)
 			ctx, die := context.WithCancel(t.Context())
 			defer die()
-			loan := mustLend(t, l, ctx)
+			loan := mustLend(ctx, t, l)
 			if _, err := loan.Add(ctx, true); err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +155,7 @@ func TestLendToOneThatDies(t *testing.T) {
 			die()
 			<-loan.done
 			l.clean(t)
-			mustLend(t, l, t.Context()) // the next may borrow
+			mustLend(t.Context(), t, l) // the next may borrow
 		})
 	}
 }
@@ -164,7 +164,7 @@ func TestLendToOneThatDies(t *testing.T) {
 // is none.
 func TestLendRefuses(t *testing.T) {
 	l := newLender(t)
-	loan := mustLend(t, l, t.Context())
+	loan := mustLend(t.Context(), t, l)
 	if _, err := l.Lend(t.Context(), "another", nil); !errors.Is(err, ErrLent) || !strings.Contains(err.Error(), "a test") {
 		t.Errorf("the second loan: %v", err)
 	}
@@ -177,7 +177,7 @@ func TestLendRefuses(t *testing.T) {
 	}
 	l.ports.refuse = 1000
 	l.plugin.unready = nil
-	if _, err := mustLend(t, l, t.Context()).Add(t.Context(), true); err == nil || !strings.Contains(err.Error(), "no free hostPort") {
+	if _, err := mustLend(t.Context(), t, l).Add(t.Context(), true); err == nil || !strings.Contains(err.Error(), "no free hostPort") {
 		t.Errorf("without a free hostPort: %v", err)
 	}
 }
@@ -186,7 +186,7 @@ func TestLendRefuses(t *testing.T) {
 func TestLendFails(t *testing.T) {
 	l := newLender(t)
 	l.plugin.setUp, l.plugin.tear = failTimes(1), failTimes(1)
-	loan := mustLend(t, l, t.Context())
+	loan := mustLend(t.Context(), t, l)
 	if _, err := loan.Add(t.Context(), true); !errors.Is(err, errFake) {
 		t.Errorf("ADD: %v", err)
 	}
@@ -203,13 +203,13 @@ func TestLendFails(t *testing.T) {
 // What a crash leaves of a loan is undone at the next start and not mapped again.
 func TestLendOverACrash(t *testing.T) {
 	l := newLender(t)
-	loan := mustLend(t, l, t.Context())
+	loan := mustLend(t.Context(), t, l)
 	for _, ports := range []bool{true, false} {
 		if _, err := loan.Add(t.Context(), ports); err != nil {
 			t.Fatal(err)
 		}
 	}
-	next := nodeOver(t, l.plugin, l.testNode.journal, func(c *Config) {
+	next := nodeOver(t, l.plugin, l.journal, func(c *Config) {
 		c.HostPorts, c.MapHostPorts, c.Namespaces = l.ports, true, l.spaces
 	})
 	if pods, err := next.MappedPods(); err != nil || len(pods) != 0 {
@@ -228,7 +228,7 @@ func TestLendAtTheEnd(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { l.Run(ctx) })
-	if _, err := mustLend(t, l, t.Context()).Add(t.Context(), true); err != nil {
+	if _, err := mustLend(t.Context(), t, l).Add(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	stop()
