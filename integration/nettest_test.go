@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/crinet-project/crinet/integration/node"
 	"github.com/crinet-project/crinet/integration/testplugin/script"
@@ -288,6 +291,47 @@ func TestConnectivityWithoutHairpin(t *testing.T) {
 		if len(failed) != 1 || !strings.Contains(failed["hairpin"], want) {
 			t.Errorf("step hairpin does not say %q: %q", want, failed)
 		}
+	}
+	n.clean()
+}
+
+// Without the table of hostPorts, and a crinetd that could put it back, the hostPort's
+// steps say that nothing translates it.
+func TestConnectivityWithoutTheTable(t *testing.T) {
+	t.Parallel()
+	n := newNettestNode(t, seedBridge)
+	// The step that fails for this takes long enough for what follows.
+	n.sh("nft 'add table ip slow; add chain ip slow forward { type filter hook forward priority 0; }; add rule ip slow forward icmp type echo-request drop'")
+	cmd := n.Command(n.ctx, kit.Crinet("crinetctl"), "test")
+	stdout, err := cmd.StdoutPipe()
+	n.ok(err)
+	n.ok(n.Start(cmd))
+	pid, err := n.CrinetdPID()
+	n.ok(err)
+	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }() // it may go on already
+	var told strings.Builder
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		told.WriteString(lines.Text() + "\n")
+		switch step := lines.Text(); {
+		case strings.HasPrefix(step, "pod to pod "):
+			n.ok(unix.Kill(pid, unix.SIGSTOP))
+			n.sh("nft delete table inet crinet")
+		case strings.HasPrefix(step, "path MTU "):
+			n.ok(unix.Kill(pid, unix.SIGCONT))
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("crinetctl test passes")
+	}
+	for _, want := range []string{"no rule translates 198.51.100.2:", "crinetd puts its table inet crinet right"} {
+		if !strings.Contains(told.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, told.String())
+		}
+	}
+	n.sh("nft delete table ip slow")
+	n.eventually("the table is back", func() bool { return strings.Contains(n.sh("nft list tables"), "inet crinet") })
+	if all := n.connectivity(); !all.Passed {
+		t.Errorf("afterwards: %q", all.failed())
 	}
 	n.clean()
 }

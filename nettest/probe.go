@@ -38,6 +38,7 @@ type probe struct {
 	to        netip.AddrPort
 	toName    string
 	behind    uint16 // the port that to's is translated to; 0 if it is not
+	token     string // for the server
 	want      string // the name that answers; empty takes any
 	size      int    // of the IP packet in bytes; 0 sends a small one
 	forwarded bool   // the node forwards it
@@ -110,7 +111,7 @@ func (p *probe) send(ctx context.Context, patience time.Duration) error {
 
 // exchange sends over a connection and reads who answers.
 func (p *probe) exchange(conn net.Conn) error {
-	payload := []byte("crinet test\n")
+	payload := []byte(p.token)
 	if p.size > 0 {
 		padded := make([]byte, p.size-p.headers())
 		copy(padded, payload)

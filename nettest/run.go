@@ -1,7 +1,9 @@
 package nettest
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -67,7 +69,7 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 	if c.Begin != nil {
 		c.Begin(firstStep)
 	}
-	r := &runner{Config: c, started: time.Now(), nodeAt: make(map[netip.Addr][2]netip.AddrPort)}
+	r := &runner{Config: c, servers: servers{token: rand.Text()}, started: time.Now(), nodeAt: make(map[netip.Addr][2]netip.AddrPort)}
 	defer r.servers.close()
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
@@ -147,10 +149,8 @@ func (r *runner) settle(ctx context.Context) (note string) {
 	start := time.Now()
 	waiting := func() (addrs []string) {
 		for _, c := range r.chains {
-			for _, link := range []netlink.Link{c.host, c.bridge} {
-				if link != nil {
-					addrs = append(addrs, r.Node.tentative(link)...)
-				}
+			if link := cmp.Or(c.bridge, c.host); link != nil {
+				addrs = append(addrs, r.Node.tentative(link)...)
 			}
 		}
 		return addrs
@@ -189,6 +189,9 @@ func (p Pod) addr(like netip.Addr) netip.Addr {
 func (r *runner) try(ctx context.Context, probes []*probe) Result {
 	if len(probes) == 0 {
 		return Result{Status: Skipped, Note: "there is no address to send to"}
+	}
+	for _, p := range probes {
+		p.token = r.servers.token
 	}
 	before := r.Node.counter(reversePathFilter)
 	failed, errs := failing(probes, sendAll(ctx, probes, firstTry))

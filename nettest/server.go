@@ -1,10 +1,11 @@
 package nettest
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -18,8 +19,10 @@ import (
 const maxDatagram = 1 << 16
 
 // servers answer in namespaces, each with the name of its end: over TCP to a line,
-// over UDP with a datagram of the same size that must not be fragmented.
+// over UDP with a datagram of the same size that must not be fragmented. Only those
+// who know the token get an answer: for a moment the servers can be reached from outside.
 type servers struct {
+	token   string
 	mu      sync.Mutex
 	closers []func() error
 	faults  map[string]error // name -> why its last answer over UDP was not sent
@@ -59,14 +62,14 @@ func (s *servers) listen(ctx context.Context, space *Space, name string, at neti
 		s.closers = append(s.closers, l.Close, p.Close)
 		s.mu.Unlock()
 		tcp, udp = addrPort(l.Addr()), addrPort(p.LocalAddr())
-		go serveTCP(l, name)
+		go s.serveTCP(l, name)
 		go s.serveUDP(p, name)
 		return nil
 	})
 	return tcp, udp, err
 }
 
-func serveTCP(l net.Listener, name string) {
+func (s *servers) serveTCP(l net.Listener, name string) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -75,7 +78,8 @@ func serveTCP(l net.Listener, name string) {
 		go func() {
 			defer func() { _ = conn.Close() }() // the client has its answer, or is gone
 			_ = conn.SetDeadline(time.Now().Add(secondTry))
-			if _, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
+			said := make([]byte, len(s.token))
+			if _, err := io.ReadFull(conn, said); err == nil && string(said) == s.token {
 				_, _ = conn.Write([]byte(name + "\n")) // the client tells if it does not come
 			}
 		}()
@@ -91,6 +95,9 @@ func (s *servers) serveUDP(p net.PacketConn, name string) {
 				return
 			}
 			continue // the error of an earlier answer
+		}
+		if !bytes.HasPrefix(buffer[:n], []byte(s.token)) {
+			continue
 		}
 		answer := make([]byte, max(n, len(name)+1))
 		copy(answer, name+"\n")

@@ -101,7 +101,7 @@ func New(c Config) *Engine {
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
 		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
-		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
+		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), loans: loans{limit: LoanLimit}, failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),
 	}
 	for _, p := range append(c.Others, c.Plugin) {

@@ -68,7 +68,7 @@ func (e *Engine) Lend(ctx context.Context, who string, plan Planner) (*Loan, err
 		return nil, fmt.Errorf("network not ready: %w", err)
 	}
 	l := &Loan{engine: e, id: rand.Text()[:10], plan: plan, done: make(chan struct{})}
-	limited, cancel := context.WithTimeoutCause(ctx, LoanLimit, fmt.Errorf("attachments are lent for %s at most", LoanLimit))
+	limited, cancel := context.WithTimeoutCause(ctx, e.loans.limit, fmt.Errorf("attachments are lent for %s at most", e.loans.limit))
 	l.ctx, l.stop = context.WithCancelCause(limited)
 	if err := e.loans.begin(l, who, e.now()); err != nil {
 		cancel()
@@ -94,9 +94,8 @@ func (l *Loan) Add(ctx context.Context, hostPorts bool) (*Lent, error) {
 	if len(l.lent) == MaxLent {
 		return nil, fmt.Errorf("a loan has %d attachments at most", MaxLent)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })()
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
 	t, err := l.reserve(ctx, hostPorts)
 	if err != nil {
 		return nil, err
@@ -110,6 +109,13 @@ func (l *Loan) Add(ctx context.Context, hostPorts bool) (*Lent, error) {
 		lent.HostPorts, lent.WhyNoHostPorts = l.engine.mappedFor(t)
 	}
 	return lent, nil
+}
+
+// bound ends a call's context with the loan's.
+func (l *Loan) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 // reserve begins the flight of one more attachment and reserves its hostPorts: tcp
@@ -173,6 +179,8 @@ func (l *Loan) Check(ctx context.Context, index int) error {
 // Return removes all attachments and says what crinetd still has of them. Where a
 // DEL failed, the queue goes on.
 func (l *Loan) Return(ctx context.Context) (left []string, err error) {
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
 	err = l.giveBack(ctx)
 	l.stop(errors.New("all is given back"))
 	return l.left(), err
@@ -216,8 +224,10 @@ func (l *Loan) left() (left []string) {
 	return left
 }
 
-// loans holds the loan that is under way. The zero value is ready.
+// loans holds the loan that is under way.
 type loans struct {
+	limit time.Duration // of a loan
+
 	mu    sync.Mutex
 	loan  *Loan
 	who   string
@@ -232,7 +242,7 @@ func (s *loans) begin(l *Loan, who string, now time.Time) error {
 	case s.over:
 		return errors.New("crinetd ends")
 	case s.loan != nil:
-		return fmt.Errorf("%w: to %s, since %s; for %s at most", ErrLent, s.who, s.since.Format(time.TimeOnly), LoanLimit)
+		return fmt.Errorf("%w: to %s, since %s; for %s at most", ErrLent, s.who, s.since.Format(time.TimeOnly), s.limit)
 	}
 	s.loan, s.who, s.since = l, who, now
 	return nil

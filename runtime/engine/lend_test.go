@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/hostport"
@@ -16,13 +18,17 @@ import (
 type fakePorts struct {
 	mu       sync.Mutex
 	reserved []hostport.Pod
-	refuse   int // how many Reserve refuse
+	lacks    error // of Reserve
+	refuse   int   // how many Reserve refuse
 	mapped   map[string]hostport.Pod
 }
 
 func (p *fakePorts) Reserve(_ context.Context, pod hostport.Pod) (*hostport.Reservation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.lacks != nil {
+		return nil, p.lacks
+	}
 	if p.refuse--; p.refuse >= 0 {
 		return nil, &hostport.ConflictError{Mapping: pod.Mappings[0], Holder: "pod ns/other"}
 	}
@@ -51,12 +57,13 @@ type lender struct {
 	ports  *fakePorts
 }
 
-func newLender(t *testing.T) *lender {
+func newLender(t *testing.T, more ...func(*Config)) *lender {
 	t.Helper()
 	l := &lender{ports: &fakePorts{mapped: make(map[string]hostport.Pod)}}
 	spaces, options := withTrials(0)
 	l.spaces = spaces
-	l.testNode = newNode(t, options, func(c *Config) { c.HostPorts, c.MapHostPorts = l.ports, true })
+	with := func(c *Config) { c.HostPorts, c.MapHostPorts = l.ports, true }
+	l.testNode = newNode(t, append([]func(*Config){options, with}, more...)...)
 	return l
 }
 
@@ -236,5 +243,77 @@ func TestLendAtTheEnd(t *testing.T) {
 	l.clean(t)
 	if _, err := l.Lend(t.Context(), "late", nil); err == nil {
 		t.Error("crinetd lends at its end")
+	}
+}
+
+// After its limit a loan is taken back, also in the middle of an ADD.
+func TestLendForSoLong(t *testing.T) {
+	l := newLender(t)
+	l.loans.limit = 50 * time.Millisecond
+	loan := mustLend(t.Context(), t, l)
+	l.plugin.setUp = func(ctx context.Context, _ *cni.Attachment) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	if _, err := loan.Add(t.Context(), true); err == nil || !strings.Contains(err.Error(), "lent for 50ms at most") {
+		t.Errorf("ADD ends with %v", err)
+	}
+	l.clean(t)
+}
+
+// A DEL that hangs does not keep a borrower that goes, nor crinetd's end: the queue,
+// or the next start, goes on with it.
+func TestLendWhoseDelHangs(t *testing.T) {
+	l := newLender(t)
+	ctx, die := context.WithCancel(t.Context())
+	defer die()
+	loan := mustLend(ctx, t, l)
+	if _, err := loan.Add(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	var hung atomic.Bool
+	l.plugin.tear = func(ctx context.Context, _ *cni.Attachment) error {
+		if hung.Swap(true) {
+			return nil
+		}
+		die()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if _, err := loan.Return(t.Context()); !errors.Is(err, context.Canceled) {
+		t.Errorf("the return ends with %v", err)
+	}
+	l.clean(t)
+}
+
+// Where hostPorts cannot be mapped, attachments are lent without, and that is said.
+func TestLendWithoutHostPorts(t *testing.T) {
+	for name, c := range map[string]struct {
+		lacks  error
+		option func(*Config)
+		want   string
+	}{
+		"unavailable": {hostport.ErrUnavailable, func(*Config) {}, "cannot be mapped on this node"},
+		"off":         {nil, func(c *Config) { c.MapHostPorts = false }, "--hostport"},
+		"no plugin":   {nil, func(c *Config) { c.MapHostPorts, c.PassPortMappings = false, true }, "portMappings"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLender(t, c.option)
+			l.ports.lacks = c.lacks
+			loan, err := l.Lend(t.Context(), "a test", func(a cni.Attachment) (*cni.Attachment, error) {
+				plan, err := l.plugin.Plan(a)
+				if err == nil {
+					plan.CapabilityArgs = nil // as for a list that declares none
+				}
+				return plan, err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			lent, err := loan.Add(t.Context(), true)
+			if err != nil || len(lent.HostPorts) != 0 || !strings.Contains(lent.WhyNoHostPorts, c.want) {
+				t.Errorf("lent is %+v, %v", lent, err)
+			}
+		})
 	}
 }

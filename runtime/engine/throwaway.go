@@ -11,8 +11,8 @@ import (
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
-// throwawayEnd bounds the DEL of a throwaway attachment whose user is gone or when
-// crinetd ends. What it does not manage stays in the journal, and the queue goes on.
+// throwawayEnd is how long the DEL of a throwaway attachment goes on after its user is
+// gone or crinetd is told to end. What it does not manage stays in the journal.
 const throwawayEnd = 5 * time.Second
 
 // Planner completes an attachment with a network, as [NetworkPlugin.Plan] does with
@@ -88,12 +88,15 @@ func (t *throwaway) end(ctx context.Context) error {
 	if t.record == nil {
 		return nil
 	}
-	undo := context.WithoutCancel(ctx)
-	if ctx.Err() != nil {
-		var cancel context.CancelFunc
-		undo, cancel = context.WithTimeout(undo, throwawayEnd)
-		defer cancel()
-	}
+	undo, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(throwawayEnd):
+			cancel()
+		case <-undo.Done():
+		}
+	})()
 	unlock, err := e.locks.lock(undo, t.call.Key(), "DEL")
 	if err != nil {
 		return err
