@@ -167,6 +167,66 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// The way outside is judged by a gateway that answers the node, by ping or by TCP, and
+// not at all where none does.
+func TestOutside(t *testing.T) {
+	const quiet = `nft 'add table inet quiet; add chain inet quiet in { type filter hook input priority 0; }; add rule inet quiet in %s; add rule inet quiet in %s'`
+	for name, c := range map[string]struct {
+		change func(*lab)
+		status Status
+		words  []string
+	}{
+		"by TCP": {
+			change: func(l *lab) {
+				l.outside.sh(l.t, quiet, "icmp type echo-request drop", "icmpv6 type echo-request drop")
+			},
+			status: Passed, words: []string{"TCP over IPv4", "TCP over IPv6"},
+		},
+		"IPv6 is silent": {
+			change: func(l *lab) {
+				l.outside.sh(l.t, quiet, "icmpv6 type echo-request drop", "ip6 nexthdr tcp drop")
+			},
+			status: Passed, words: []string{"ICMP over IPv4; not tried: the default gateway for IPv6, 2001:db8:100::1, does not answer the node itself"},
+		},
+		"no gateway": {
+			change: func(l *lab) { l.node.sh(l.t, "ip route del default; ip -6 route del default") },
+			status: Skipped, words: []string{"no default gateway for IPv4", "no default gateway for IPv6"},
+		},
+		"a gateway on the link only": {
+			change: func(l *lab) {
+				l.node.sh(l.t, "ip route del default; ip -6 route replace default via fe80::1 dev eth0")
+			},
+			status: Skipped, words: []string{"fe80::1%eth0, can be reached on its link only"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			c.change(l)
+			r := l.run()["pod to outside"]
+			for _, want := range c.words {
+				if r.Status != c.status || !strings.Contains(r.Note, want) {
+					t.Errorf("it is %s: %s, want %s: %s\n%v", r.Status, r.Note, c.status, want, r.Fault)
+				}
+			}
+		})
+	}
+}
+
+// Without hostPorts their steps say why, and the others are done.
+func TestWithoutHostPorts(t *testing.T) {
+	l := newLab(t)
+	l.config.HostPort, l.config.NoHostPort = 0, "--hostport is off"
+	results := l.run()
+	for _, step := range []string{"hairpin", "hostPort", "hostPort by 127.0.0.1"} {
+		if r := results[step]; r.Status != Skipped || r.Note != "--hostport is off" {
+			t.Errorf("%s is %s: %s", step, r.Status, r.Note)
+		}
+	}
+	if r := results["path MTU"]; r.Status != Passed {
+		t.Errorf("path MTU is %s: %v", r.Status, r.Fault)
+	}
+}
+
 // spaceVariable names an environment variable: the namespace in which the test's own
 // program traces until it is killed.
 const spaceVariable = "CRINET_TEST_TRACE_IN"

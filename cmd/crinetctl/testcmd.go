@@ -132,9 +132,9 @@ func (t *nodeTest) refused(err error) error {
 
 // steps runs all steps. The error says that the test broke off.
 func (t *nodeTest) steps(ctx context.Context) error {
-	added := t.step("ADD", t.add)
+	added := t.step(ctx, "ADD", t.add)
 	if added {
-		t.step("CHECK", t.check)
+		t.step(ctx, "CHECK", t.check)
 		if err := t.traffic(ctx); err != nil {
 			return err
 		}
@@ -143,20 +143,23 @@ func (t *nodeTest) steps(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	var left []string
-	t.step("DEL", func() nettest.Result {
+	t.step(ctx, "DEL", func() nettest.Result {
 		var err error
 		left, err = t.loan.Return()
 		return result(err, "DEL of the throwaway attachments", "", "crinetd tries again until it works; crinetctl pods shows it, and what DEL says")
 	})
-	t.step("nothing left", func() nettest.Result { return t.left(ctx, left) })
+	t.step(ctx, "nothing left", func() nettest.Result { return t.left(ctx, left) })
 	return ctx.Err()
 }
 
 // step runs a step that is not of nettest, and says whether it passed.
-func (t *nodeTest) step(name string, run func() nettest.Result) bool {
+func (t *nodeTest) step(ctx context.Context, name string, run func() nettest.Result) bool {
 	t.begin(name)
 	start := time.Now()
 	r := run()
+	if ctx.Err() != nil {
+		return false // it was cut off, which says nothing of the network
+	}
 	r.Step, r.Seconds = name, time.Since(start).Seconds()
 	t.done(r)
 	return r.Status == nettest.Passed
