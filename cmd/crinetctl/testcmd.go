@@ -83,14 +83,14 @@ func (t *nodeTest) read(file string) error {
 	if err != nil {
 		return err
 	}
-	if _, problem := config.ValidateFile(path, nil); problem != nil {
+	valid, problem := config.ValidateFile(path, nil)
+	if problem != nil {
 		return errors.New(problem.String())
 	}
-	var problem *config.Problem
 	if t.candidate, problem = config.ReadCandidate(path); problem != nil {
 		return errors.New(problem.String())
 	}
-	t.tested.Candidate = true
+	t.tested.Candidate, t.tested.Network, t.tested.File = true, valid.Network, path
 	return nil
 }
 
@@ -106,6 +106,13 @@ func (t *nodeTest) run(ctx context.Context) (err error) {
 	t.loan, err = t.client().Borrow(ctx, admin.Lend{Who: fmt.Sprintf("crinetctl test, process %d", os.Getpid()), Candidate: t.candidate})
 	if err != nil {
 		return t.refused(err)
+	}
+	if t.candidate == nil {
+		status, err := t.client().Status(ctx)
+		if err != nil {
+			return errors.Join(err, t.loan.Close())
+		}
+		t.tested.Network, t.tested.File = status.Network, status.NetworkFile
 	}
 	defer func() { _ = t.loan.Close() }() // crinetd takes back what is not returned
 	defer func() {
@@ -141,6 +148,9 @@ func (t *nodeTest) steps(ctx context.Context) error {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if !added {
+		t.done(nettest.Result{Step: "traffic", Status: nettest.Skipped, Note: "ADD failed: there is nothing to send from"})
 	}
 	var left []string
 	t.step(ctx, "DEL", func() nettest.Result {
