@@ -64,9 +64,9 @@ scale: ## scale Deployments on one node up and down under kills (root); PODS=200
 	CRINET_TEST_SCALE_PODS=$(PODS) CRINET_TEST_SCALE_ROUNDS=$(ROUNDS) CRINET_TEST_SCALE_SEED=$(SEED) \
 	$(GO) test -race -timeout 0 -count=1 -v -run TestScaleUnderKills ./integration/cluster
 
-critest: build ## run the CRI conformance tests at containerd and through crinetd, and compare (root)
+critest: build ## run the CRI conformance tests at containerd and through crinetd, and compare (root); CONTAINERD=1.7 or debian
 	@integration/tools/build node critest
-	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/critest
+	@CRINET_TEST_BIN=$(CURDIR)/bin $(GO) run ./integration/critest $(if $(CONTAINERD),-containerd $(CONTAINERD))
 
 SOAK ?= 30m
 

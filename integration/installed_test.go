@@ -82,7 +82,7 @@ func TestRuntimeIsAsked(t *testing.T) {
 	t.Parallel()
 	for _, containerd := range node.Containerds() {
 		for name, confDir := range map[string]string{"own": ownConfDir, "shared": node.ConfDir} {
-			t.Run(containerd.String()+" "+name, func(t *testing.T) {
+			t.Run(string(containerd)+" "+name, func(t *testing.T) {
 				t.Parallel()
 				runtimeIsAsked(t, node.Options{Containerd: containerd, RuntimeConfDir: confDir})
 			})
@@ -135,7 +135,7 @@ func TestLoopbackMissing(t *testing.T) {
 func TestConfDirRemovedAndMadeAgain(t *testing.T) {
 	t.Parallel()
 	for _, containerd := range node.Containerds() {
-		t.Run(containerd.String(), func(t *testing.T) {
+		t.Run(string(containerd), func(t *testing.T) {
 			t.Parallel()
 			n, client := startInstalled(t, node.Options{Containerd: containerd, Supervise: true})
 			n.awaitNetwork(client, true)

@@ -80,7 +80,7 @@ func newNodeOf(t *testing.T, options node.Options) *testNode {
 	if options.RuntimeConfDir == "" && os.Getenv(confDirVariable) == "own" {
 		options.RuntimeConfDir = ownConfDir
 	}
-	if options.Containerd == node.Containerd24 {
+	if options.Containerd == "" {
 		options.Containerd = node.Containerd(os.Getenv(containerdVariable))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout+soak(t, 0))

@@ -11,7 +11,7 @@ import (
 func TestPodsOnOldContainerd(t *testing.T) {
 	t.Parallel()
 	for _, containerd := range node.Containerds() {
-		t.Run(containerd.String(), func(t *testing.T) {
+		t.Run(string(containerd), func(t *testing.T) {
 			t.Parallel()
 			podsOnContainerd(t, containerd)
 		})

@@ -116,9 +116,15 @@ func (n *testNode) change(dir string) time.Duration {
 	n.ok(n.StopCrinetd())
 	ended := time.Now()
 	n.UseCrinet(dir)
-	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.ok(n.startRelease())
 	n.awaitNetwork(n.client(node.CrinetdSocket), true)
 	return time.Since(ended)
+}
+
+// startRelease starts a crinetd that may be of the release before this one, which does
+// not ask the runtime where its conf dir is.
+func (n *testNode) startRelease() error {
+	return n.StartCrinetd(n.ctx, append([]string{"--runtime-cni-conf-dir=" + n.RuntimeConfDir()}, cniFlags...)...)
 }
 
 // TestUpgradeAndDowngrade changes a node with running pods from the release before to
@@ -134,7 +140,7 @@ func TestUpgradeAndDowngrade(t *testing.T) {
 	n.ok(n.WriteConf("10-mynet.conf", seedBridge))
 	n.ok(n.StartContainerd(n.ctx))
 	n.UseCrinet(before)
-	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.ok(n.startRelease())
 	client := n.client(node.CrinetdSocket)
 	n.awaitNetwork(client, true)
 	old := n.servePod(client, "old", bothPorts("", 9000)...)
@@ -212,7 +218,7 @@ func TestVersionsApart(t *testing.T) {
 			n.ok(n.WriteConf("10-mynet.conf", seedBridge))
 			n.ok(n.StartContainerd(n.ctx))
 			n.UseCrinet(dir)
-			n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+			n.ok(n.startRelease())
 			client := n.client(node.CrinetdSocket)
 			n.awaitNetwork(client, true)
 			pod := n.servePod(client, "pod", bothPorts("", 9000)...)

@@ -240,7 +240,7 @@ func (conf *bridgeConf) missing(host *netlink.Handle, bridge netlink.Link, addre
 			return false, nil
 		case family == netlink.FAMILY_V6 && !other.Contains(address.IP) && !address.Contains(other.IP):
 		case !conf.ForceAddress:
-			return false, fmt.Errorf("it has the address %s, not %s; forceAddress replaces it", other.IPNet, address)
+			return false, fmt.Errorf("it has the address %s, not %s: remove the bridge when the pods on it are gone, or have forceAddress replace it", other.IPNet, address)
 		default:
 			if err := replace(other.IPNet); err != nil {
 				return false, err

@@ -119,8 +119,7 @@ func TestFlannel(t *testing.T) {
 			c.gone(backend)
 		})
 	}
-	c.kubectl("delete", "daemonset", "early")
-	c.gone("early")
+	t.Run("other-subnets", func(t *testing.T) { c.in(t).subnetsChange(flannels) })
 	for _, m := range c.Members {
 		if left := c.agree(m); left != 0 {
 			t.Errorf("%d pods are left on %s", left, m.Name)
@@ -154,6 +153,48 @@ func (c *testCluster) stopAll(services []*node.Service) {
 	for _, s := range services {
 		c.ok(s.Kill())
 	}
+}
+
+// subnetsChange gives the cluster another network, and each node another subnet. A
+// bridge that has the old gateway's address fails new pods, as the reference plugin
+// does, and tells how to mend it. The old pods go, with what made them, the bridge after them, and
+// new ones come.
+func (c *testCluster) subnetsChange(flannels []*node.Service) {
+	c.stopAll(flannels)
+	const other = "10.245."
+	c.putEtcd(flannelKey, strings.ReplaceAll(fmt.Sprintf(flannelNet, "udp"), "10.244.", other))
+	flannels = c.startFlannel("udp", "--etcd-endpoints=http://"+c.Members[0].IPv4()+":2379")
+	for i, m := range c.Members {
+		c.ok(flannels[i].Await(c.ctx, func(context.Context) error {
+			text, err := os.ReadFile(m.Path(subnetFile))
+			if err == nil && !strings.Contains(string(text), "FLANNEL_SUBNET="+other) {
+				err = fmt.Errorf("%s has %s", subnetFile, text)
+			}
+			return err
+		}))
+	}
+	c.apply(spread, "moved", 8083)
+	c.await("new pods fail, since the bridge has another address", func() error {
+		events := c.kubectl("get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(events, "bridge cni0: it has the address 10.244.") {
+			return fmt.Errorf("the events are: %s", events)
+		}
+		return nil
+	})
+	c.kubectl("delete", "daemonset", "early")
+	c.gone("early")
+	for _, m := range c.Members {
+		_, err := m.Run(c.ctx, "ip", "link", "del", "cni0")
+		c.ok(err)
+	}
+	for _, pod := range c.pods("moved", 2) {
+		if !strings.HasPrefix(pod.Status.PodIP, other) {
+			c.t.Errorf("pod %s has the address %s, want one in %s0.0/16", pod.Metadata.Name, pod.Status.PodIP, other)
+		}
+	}
+	c.overFlannel("moved", 8083)
+	c.kubectl("delete", "daemonset", "moved")
+	c.gone("moved")
 }
 
 // putEtcd stores a value in etcd, by its gateway for HTTP.

@@ -41,11 +41,16 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("critest", flag.ContinueOnError)
 	timeout := flags.Duration("timeout", 20*time.Minute, "for both runs together")
 	focus := flags.String("focus", "", "run only the specs that match this regular expression")
+	containerd := flags.String("containerd", string(node.Containerd24), "the release of containerd: 2.4, 1.7 or debian")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
+	options := node.Options{Containerd: node.Containerd(*containerd)}
+	if !slices.Contains(node.Containerds(), options.Containerd) {
+		return fmt.Errorf("-containerd=%s: want one of %q", *containerd, node.Containerds())
+	}
 	kit, err := node.NewKit(ctx)
 	if err != nil {
 		return err
@@ -54,11 +59,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := kit.BuildCrinet(ctx, false); err != nil {
 		return err
 	}
-	direct, err := runAt(ctx, kit, node.ContainerdSocket, *focus, out)
+	direct, err := runAt(ctx, kit, options, node.ContainerdSocket, *focus, out)
 	if err != nil {
 		return err
 	}
-	through, err := runAt(ctx, kit, node.CrinetdSocket, *focus, out)
+	through, err := runAt(ctx, kit, options, node.CrinetdSocket, *focus, out)
 	if err != nil {
 		return err
 	}
@@ -67,8 +72,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 
 // runAt runs the specs at one socket of a fresh node, and returns their outcome
 // by name: passed, failed, ….
-func runAt(ctx context.Context, kit *node.Kit, socket, focus string, out io.Writer) (outcome map[string]string, err error) {
-	n, err := kit.Start(ctx, node.Options{})
+func runAt(ctx context.Context, kit *node.Kit, options node.Options, socket, focus string, out io.Writer) (outcome map[string]string, err error) {
+	n, err := kit.Start(ctx, options)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +96,7 @@ func runAt(ctx context.Context, kit *node.Kit, socket, focus string, out io.Writ
 	if _, err := client.AwaitNetwork(ctx, true); err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(out, "Running the specs at %s; this takes some minutes ...\n", socket)
+	fmt.Fprintf(out, "Running the specs at %s, containerd %s; this takes some minutes ...\n", socket, options.Containerd)
 	const report = "/run/critest.json"
 	cmd := n.Command(ctx, kit.Tool("critest"), "--runtime-endpoint=unix://"+socket,
 		"--image-endpoint=unix://"+socket, "--registry-prefix=crinet.test", "--ginkgo.json-report="+report, "--ginkgo.focus="+focus)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ type Containerd string
 
 // The releases.
 const (
-	Containerd24     Containerd = ""       // the newest one
+	Containerd24     Containerd = "2.4"    // the newest one, which nodes have by default
 	Containerd17     Containerd = "1.7"    // the newest 1.x
 	ContainerdDebian Containerd = "debian" // 1.6 on Debian 12
 )
@@ -31,9 +32,6 @@ const (
 func Containerds() []Containerd {
 	return []Containerd{Containerd24, Containerd17, ContainerdDebian}
 }
-
-// String names the release, for subtests.
-func (c Containerd) String() string { return cmp.Or(string(c), "2.4") }
 
 const containerdConfigFile = "/etc/containerd/config.toml"
 
@@ -112,7 +110,11 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 		template = oldContainerdConfig
 	}
 	config := fmt.Sprintf(template, snapshotter, PauseImage, BinDir, n.RuntimeConfDir(), n.kit.Tool("runc"), n.options.ContainerdCNI)
-	if err := n.WriteFile(containerdConfigFile, config+n.options.ContainerdConfig); err != nil {
+	more := n.options.ContainerdConfig
+	if n.options.Containerd != Containerd24 {
+		more = strings.ReplaceAll(more, "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
+	}
+	if err := n.WriteFile(containerdConfigFile, config+more); err != nil {
 		return err
 	}
 	start := startDaemon

@@ -76,6 +76,8 @@ func (r *fakeRuntime) List(context.Context) (map[string]bool, error) { return r.
 
 func (r *fakeRuntime) Has(_ context.Context, id string) (bool, error) { return r.ids[id], nil }
 
+func (r *fakeRuntime) NetNS(context.Context, string) (string, error) { return "", nil }
+
 func (r *fakeRuntime) Status(context.Context) upstream.Answer { return r.answer }
 
 func (r *fakeRuntime) remove(_ context.Context, id string) error {

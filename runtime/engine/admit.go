@@ -26,7 +26,8 @@ func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Ma
 		return nil, fmt.Errorf("%w: pod %s: %w", ErrRefused, pod, err)
 	}
 	flight.deadline, _ = ctx.Deadline()
-	flight.begin(StepCreate)
+	flight.followBy(ctx)
+	flight.begin(ctx, StepCreate)
 	return flight, nil
 }
 

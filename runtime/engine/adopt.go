@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 // configuration, capability args and result of their ADD. From then on they are
 // shown, checked and undone like crinetd's own. hostPorts of theirs stay with the
 // plugin that mapped them, and no other pod gets them.
-func (e *Engine) adopt(listed map[string]bool) error {
+func (e *Engine) adopt(ctx context.Context, listed map[string]bool) error {
 	if e.foreign == nil {
 		return nil
 	}
@@ -25,8 +26,16 @@ func (e *Engine) adopt(listed map[string]bool) error {
 	}
 	adopted := 0
 	for _, a := range cached {
+		if !listed[a.ContainerID] || e.flights.has(keyOf(a)) {
+			continue
+		}
+		if a.NetNS == "" {
+			if a.NetNS, err = e.unnamedNetNS(ctx, keyOf(a)); err != nil {
+				return err
+			}
+		}
 		// One without namespace has stopped: the runtime's DEL ends it.
-		if !listed[a.ContainerID] || !isNetNS(a.NetNS) || e.flights.has(keyOf(a)) {
+		if !isNetNS(a.NetNS) {
 			continue
 		}
 		added, err := e.addRecord(e.adoptedRecord(a))
@@ -43,18 +52,29 @@ func (e *Engine) adopt(listed map[string]bool) error {
 	return nil
 }
 
+// unnamedNetNS asks the runtime for the namespace of a sandbox whose attachment is not
+// journalled: the libcni of containerd before 2.0 does not keep it in its cache.
+func (e *Engine) unnamedNetNS(ctx context.Context, key journal.Key) (string, error) {
+	known, err := e.journal.Get(key)
+	if err != nil || known != nil {
+		return "", err
+	}
+	return e.sandboxes.NetNS(ctx, key.ContainerID)
+}
+
 // foreignRecord is the record of one attachment that the runtime made itself, for
 // its DEL; nil if the runtime's cache has none.
-func (e *Engine) foreignRecord(key journal.Key) (*journal.Record, error) {
+func (e *Engine) foreignRecord(call *Call) (*journal.Record, error) {
 	if e.foreign == nil {
 		return nil, nil
 	}
-	cached, err := e.foreign.Cached(key.ContainerID)
+	cached, err := e.foreign.Cached(call.ContainerID)
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range cached {
-		if keyOf(a) == key {
+		if keyOf(a) == call.Key() {
+			a.NetNS = cmp.Or(a.NetNS, call.NetNS)
 			return e.adoptedRecord(a), nil
 		}
 	}

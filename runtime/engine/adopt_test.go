@@ -73,6 +73,35 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// The cache of containerd before 2.0 has no namespace: the runtime is asked, once.
+func TestAdoptAsksForTheNamespace(t *testing.T) {
+	unnamed, hostNetwork := foreignAs("unnamed"), foreignAs("none")
+	unnamed.NetNS, hostNetwork.NetNS = "", ""
+	n := newNode(t, withRuntimeCache(unnamed, hostNetwork))
+	n.sandboxes.ids = map[string]bool{"unnamed": true, "none": true}
+	n.sandboxes.netns = map[string]string{"unnamed": foreignAs("unnamed").NetNS}
+	if err := n.collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.sandboxes.netns = nil // whoever asks again gets none
+	if err := n.collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.record(t, "unnamed"); r == nil || r.Attachment.NetNS != foreignAs("unnamed").NetNS {
+		t.Errorf("record: %+v", r)
+	}
+	if r := n.record(t, "none"); r != nil {
+		t.Errorf("a sandbox without a namespace was adopted: %+v", r)
+	}
+	// The DEL of one that was not adopted gets the namespace of the call.
+	if err := n.Detach(t.Context(), call("none")); err != nil {
+		t.Fatal(err)
+	}
+	if seen := n.plugin.seen; len(seen) != 1 || seen[0].NetNS != call("none").NetNS {
+		t.Errorf("DEL: %+v", seen)
+	}
+}
+
 // DEL of a pod that was not adopted yet, or that stopped before crinetd came,
 // uses the runtime's own record of it, whatever network is selected now.
 func TestDelOfAPodFromBefore(t *testing.T) {

@@ -101,6 +101,13 @@ func TestAddWhileNotReady(t *testing.T) {
 	if !errors.As(err, &cniErr) || cniErr.Code != wire.CodeTryAgainLater || !strings.Contains(err.Error(), "no network there") {
 		t.Errorf("Add = %v, want code %d and the reason", err, wire.CodeTryAgainLater)
 	}
+	// Nothing was made: the DEL that follows needs no network either.
+	if err := n.Detach(t.Context(), call("a")); err != nil {
+		t.Errorf("Detach = %v", err)
+	}
+	if calls := n.plugin.log(); len(calls) != 0 {
+		t.Errorf("plugin calls: %q", calls)
+	}
 }
 
 func TestFailedAddIsUndone(t *testing.T) {

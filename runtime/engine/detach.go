@@ -37,7 +37,7 @@ func (e *Engine) Detach(ctx context.Context, call *Call) error {
 	case e.removed.has(call.Key()):
 		return nil // the runtime's second DEL
 	}
-	if r, err = e.foreignRecord(call.Key()); err != nil {
+	if r, err = e.foreignRecord(call); err != nil {
 		return tryAgainLater(err)
 	}
 	if r != nil {

@@ -58,7 +58,7 @@ func (e *Engine) collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{e.sweepCache(listed), e.adopt(listed)}
+	errs := []error{e.sweepCache(listed), e.adopt(askCtx, listed)}
 	networks, err := e.collectable()
 	if err != nil {
 		return err

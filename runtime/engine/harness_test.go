@@ -88,6 +88,14 @@ type fakeSandboxes struct {
 	mu  sync.Mutex
 	ids map[string]bool
 	err error
+
+	netns map[string]string // by sandbox id
+}
+
+func (s *fakeSandboxes) NetNS(_ context.Context, id string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.netns[id], s.err
 }
 
 func (s *fakeSandboxes) List(context.Context) (map[string]bool, error) {

@@ -51,6 +51,8 @@ type Sandboxes interface {
 	List(context.Context) (map[string]bool, error)
 	// Has says whether the runtime has a sandbox.
 	Has(ctx context.Context, id string) (bool, error)
+	// NetNS returns the path of a sandbox's network namespace; empty if it has none.
+	NetNS(ctx context.Context, id string) (string, error)
 }
 
 // HostPorts maps the hostPorts of pods and masquerades their addresses (package

@@ -69,15 +69,14 @@ func (t *throwaway) add(ctx context.Context) error {
 			return fmt.Errorf("the one before this one: %w", err)
 		}
 	}
-	flight.begin(StepNetNS)
+	flight.begin(ctx, StepNetNS)
 	if t.record, err = e.journalled(t.call, t.plan, true); err != nil {
 		return err
 	}
 	if err := e.namespaces.Make(t.call.ContainerID); err != nil {
 		return err
 	}
-	flight.begin(StepPlugin)
-	return e.setUp(ctx, t.record, flight)
+	return e.setUp(flight.begin(ctx, StepPlugin), t.record, flight)
 }
 
 // end undoes the attachment, also when add has failed or ctx is over. It may be

@@ -8,6 +8,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/headroom"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/probe"
@@ -34,6 +35,7 @@ type Source struct {
 	Runtime   *upstream.Watcher
 	Keeper    *install.Keeper
 	HostPorts *hostport.Manager // nil if crinetd maps none
+	Headroom  *headroom.Counter // nil under noop
 	// Probe looks at the plugins of a candidate in the bin dirs, MTU is
 	// --network-plugin-mtu.
 	Probe func(types []string) (*probe.Plugins, error)
@@ -57,6 +59,9 @@ func (s *Source) Status() admin.Status {
 	}
 	if s.Watcher != nil {
 		s.networks(&status)
+	}
+	if s.Headroom != nil {
+		status.Addresses = addressRanges(s.Headroom.Ranges())
 	}
 	if s.HostPorts != nil {
 		said := s.HostPorts.Report()

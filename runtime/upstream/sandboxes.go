@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -44,6 +45,31 @@ func (s *Sandboxes) Has(ctx context.Context, id string) (bool, error) {
 		return false, fmt.Errorf("ask the runtime for sandbox %s: %w", id, err)
 	}
 	return true, nil
+}
+
+// NetNS returns the path of a sandbox's network namespace, from the OCI runtime spec in
+// the runtime's verbose status; empty if that has none.
+func (s *Sandboxes) NetNS(ctx context.Context, id string) (string, error) {
+	resp, err := s.client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
+	if err != nil {
+		return "", fmt.Errorf("ask the runtime for the network namespace of sandbox %s: %w", id, err)
+	}
+	var info struct {
+		RuntimeSpec struct {
+			Linux struct {
+				Namespaces []struct{ Type, Path string }
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil {
+		return "", fmt.Errorf("read the runtime's status of sandbox %s: %w", id, err)
+	}
+	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
+		if ns.Type == "network" {
+			return ns.Path, nil
+		}
+	}
+	return "", nil
 }
 
 // Remove stops and removes a sandbox.

@@ -41,7 +41,9 @@ func (r *sandboxRuntime) ListPodSandbox(_ context.Context, req *runtimeapi.ListP
 func (r *sandboxRuntime) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	switch req.GetPodSandboxId() {
 	case "a":
-		return &runtimeapi.PodSandboxStatusResponse{}, nil
+		return withSpec(`{"type": "pid"}, {"type": "network", "path": "/run/netns/a"}`), nil
+	case "host":
+		return withSpec(`{"type": "pid"}`), nil
 	case stubborn:
 		return nil, status.Error(codes.Unknown, "shim is gone")
 	}
@@ -59,6 +61,13 @@ func (r *sandboxRuntime) StopPodSandbox(_ context.Context, req *runtimeapi.StopP
 func (r *sandboxRuntime) RemovePodSandbox(_ context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	r.note("remove " + req.GetPodSandboxId())
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// withSpec is a verbose status with these namespaces in its OCI runtime spec.
+func withSpec(namespaces string) *runtimeapi.PodSandboxStatusResponse {
+	return &runtimeapi.PodSandboxStatusResponse{Info: map[string]string{
+		"info": `{"runtimeSpec": {"linux": {"namespaces": [` + namespaces + `]}}}`,
+	}}
 }
 
 func TestSandboxes(t *testing.T) {
@@ -80,6 +89,11 @@ func TestSandboxes(t *testing.T) {
 	}
 	if _, err := s.Has(ctx, stubborn); err == nil || !strings.Contains(err.Error(), stubborn) {
 		t.Errorf("Has of a runtime that cannot tell = %v, want an error that names the sandbox", err)
+	}
+	for id, want := range map[string]string{"a": "/run/netns/a", "host": ""} {
+		if path, err := s.NetNS(ctx, id); err != nil || path != want {
+			t.Errorf("NetNS(%s) = %q, %v; want %q", id, path, err, want)
+		}
 	}
 	if err := s.Remove(ctx, "a"); err != nil {
 		t.Error(err)
