@@ -164,7 +164,7 @@ const (
 func TestTraceOfAPod(t *testing.T) {
 	t.Parallel()
 	for _, which := range []node.Containerd{node.Containerd24, node.Containerd17} {
-		t.Run(which.String(), func(t *testing.T) {
+		t.Run(string(which), func(t *testing.T) {
 			t.Parallel()
 			n, r := tracedNode(t, which, "100")
 			traceAPod(n, r, which == node.Containerd24 && os.Getenv(containerdVariable) == "")
