@@ -109,11 +109,16 @@ func (p *Plugin) network() (*config.Network, error) {
 	if err != nil {
 		return nil, err
 	}
+	return network, p.usable(network)
+}
+
+// usable says why a network cannot be used now.
+func (p *Plugin) usable(network *config.Network) error {
 	if network.NeedsPodCIDR && len(p.config.PodCIDRs()) == 0 {
-		return nil, fmt.Errorf("network %q (%s) takes its addresses from the node's pod CIDR, which is not known: "+
+		return fmt.Errorf("network %q (%s) takes its addresses from the node's pod CIDR, which is not known: "+
 			"the kubelet has not told it yet (UpdateRuntimeConfig), and --pod-cidr is not set", network.Name, network.File)
 	}
-	return network, nil
+	return nil
 }
 
 // Plan completes an attachment with the network that is selected now: its name,
@@ -124,6 +129,23 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	return p.planOn(network, a), nil
+}
+
+// PlanOn is Plan with a network that need not be selected.
+func (p *Plugin) PlanOn(network *config.Network, a Attachment) (*Attachment, error) {
+	if err := p.usable(network); err != nil {
+		return nil, err
+	}
+	if p.config.Ready != nil {
+		if err := p.config.Ready(network); err != nil {
+			return nil, fmt.Errorf("network %q: %w", network.Name, err)
+		}
+	}
+	return p.planOn(network, a), nil
+}
+
+func (p *Plugin) planOn(network *config.Network, a Attachment) *Attachment {
 	a.Network, a.ConfList, a.Result = network.Name, network.ConfList, nil
 	a.CapabilityArgs = maps.Clone(a.CapabilityArgs)
 	maps.DeleteFunc(a.CapabilityArgs, func(name string, _ json.RawMessage) bool {
@@ -131,7 +153,7 @@ func (p *Plugin) Plan(a Attachment) (*Attachment, error) {
 	})
 	a.Builtin, _ = p.choose(network)
 	a.Kept = p.keep(network, &a)
-	return &a, nil
+	return &a
 }
 
 // SetUpPod runs ADD over the chain and returns its result, in the list's CNI

@@ -66,6 +66,10 @@ func (s *source) Forget(_ context.Context, what admin.Forget) ([]admin.Pod, erro
 	return s.pods[1:], s.err
 }
 
+func (s *source) Lend(context.Context, admin.Lend) (admin.Loan, error) {
+	return nil, errors.New("the network is not lent")
+}
+
 func (s *source) Try(context.Context) (admin.Trial, error) {
 	return admin.Trial{Network: "mynet", Addresses: []string{"10.10.0.9/16"}, Add: .1, Del: .2}, s.err
 }

@@ -58,6 +58,8 @@ const (
 	// netnsDir is where runtimes keep the network namespaces of pods, and where
 	// daemons of CNI plugins look for them.
 	netnsDir = "/run/netns"
+	// candidatePatience bounds the wait for a candidate's plugins to tell their versions.
+	candidatePatience = 5 * time.Second
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
 	// keptDir holds copies of plugins' binaries, in --state-dir.
@@ -348,6 +350,7 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	p.report = &report.Source{
 		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
 		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice, Headroom: p.headroom,
+		MTU: p.options.NetworkPluginMTU, Probe: p.probeFor,
 	}
 	if p.mapsHostPorts() {
 		p.report.HostPorts = p.hostPorts
@@ -381,6 +384,13 @@ func (p *parts) makeHooks(context.Context) (err error) {
 		Drain: cri.Drained(), Grace: max(p.options.ShutdownGrace, time.Millisecond),
 	})
 	return err
+}
+
+// probeFor looks at the plugins of a network that is not in the conf dir.
+func (p *parts) probeFor(types []string) (*probe.Plugins, error) {
+	prober := probe.New(p.options.CNIBinDirs, probe.Config{About: builtin.Types()})
+	defer prober.Stop()
+	return prober.Probe(context.Background(), types, candidatePatience)
 }
 
 // notice is what an operator should know although the network is ready.

@@ -1,7 +1,7 @@
 // Package admin is crinetd's interface for operators: it serves JSON and Prometheus
-// metrics over HTTP on admin.sock. An operator can ask for two changes: to forget a
-// pod's network that cannot be removed, and to try the network with an attachment
-// that is removed at once. crinetctl is its client.
+// metrics over HTTP on admin.sock. An operator can ask for changes: to forget a
+// pod's network that cannot be removed, to try the network with an attachment
+// that is removed at once, and to lend attachments for a test. crinetctl is its client.
 package admin
 
 import "time"

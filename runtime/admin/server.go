@@ -13,7 +13,7 @@ import (
 // maxRequest bounds a request's body in bytes.
 const maxRequest = 64 << 10
 
-// Source answers the requests. All methods but the last two answer from memory or the
+// Source answers the requests. All methods but the last three answer from memory or the
 // journal.
 type Source interface {
 	Status() Status
@@ -23,6 +23,8 @@ type Source interface {
 	Forget(context.Context, Forget) ([]Pod, error)
 	// Try adds a namespace of crinetd's own to the selected network and removes it.
 	Try(context.Context) (Trial, error)
+	// Lend begins a loan, which ends with its context.
+	Lend(context.Context, Lend) (Loan, error)
 }
 
 // Handler returns a handler that serves source, and metrics at MetricsPath.
@@ -68,6 +70,7 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 		}
 		reply(w, log, trial)
 	})
+	mux.Handle("POST "+LendPath, lender{source, log})
 	mux.Handle("GET "+MetricsPath, metrics)
 	return mux
 }

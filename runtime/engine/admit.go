@@ -21,21 +21,29 @@ func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Ma
 	if err := e.Ready(); err != nil {
 		return nil, fmt.Errorf("%w: pod %s: network not ready: %w", ErrRefused, pod, err)
 	}
-	release := func() {}
+	flight, err := e.takeOff(ctx, pod, ports)
+	if err != nil {
+		return nil, fmt.Errorf("%w: pod %s: %w", ErrRefused, pod, err)
+	}
+	flight.deadline, _ = ctx.Deadline()
+	flight.followBy(ctx)
+	flight.begin(ctx, StepCreate)
+	return flight, nil
+}
+
+// takeOff reserves hostPorts and begins a flight.
+func (e *Engine) takeOff(ctx context.Context, pod journal.Pod, ports []hostport.Mapping) (*Flight, error) {
+	flight := &Flight{engine: e, pod: pod, asked: true, release: func() {}}
 	if e.mapsPorts && len(ports) > 0 {
 		reservation, err := e.hostPorts.Reserve(ctx, hostport.Pod{
 			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Mappings: ports,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%w: pod %s: %w", ErrRefused, pod, err)
+			return nil, err
 		}
-		release = reservation.Release
+		flight.release = reservation.Release
 	}
-	flight := &Flight{engine: e, pod: pod, asked: true, release: release}
-	flight.deadline, _ = ctx.Deadline()
 	e.flights.add(flight)
-	flight.followBy(ctx)
-	flight.begin(ctx, StepCreate)
 	return flight, nil
 }
 
@@ -91,8 +99,8 @@ func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 	}
 	var pods []hostport.Pod
 	for _, r := range records {
-		if !e.Stands(r) {
-			continue
+		if !e.Stands(r) || r.Trial && !e.flights.has(r.Key()) {
+			continue // the queue undoes it
 		}
 		pod, err := e.portPod(r)
 		if err != nil {

@@ -57,6 +57,11 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	if err := e.undoEarlier(ctx, call); err != nil {
 		return nil, tryAgainLater(err)
 	}
+	return e.journalled(call, e.selected.Plan, false)
+}
+
+// journalled plans an attachment and journals it before anything is done.
+func (e *Engine) journalled(call *Call, plan Planner, trial bool) (*journal.Record, error) {
 	capabilities, err := e.capabilityArgs(call, e.passPorts)
 	if err != nil {
 		return nil, wire.Errorf(wire.CodeInvalidConfig, "runtimeConfig: %v", err)
@@ -65,7 +70,7 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	if err != nil {
 		return nil, wire.Errorf(wire.CodeInvalidConfig, "hostPorts: %v", err)
 	}
-	attachment, err := e.selected.Plan(cni.Attachment{
+	attachment, err := plan(cni.Attachment{
 		ContainerID: call.ContainerID, NetNS: call.NetNS, IfName: call.IfName,
 		Args: call.Args, CapabilityArgs: capabilities,
 	})
@@ -74,7 +79,7 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	}
 	record := &journal.Record{
 		State: journal.Attaching, Plugin: e.selected.Name(), Pod: call.Pod, Attachment: *attachment,
-		HostPorts: ports, BootID: e.bootID, Created: e.now().UTC(),
+		HostPorts: ports, BootID: e.bootID, Created: e.now().UTC(), Trial: trial,
 	}
 	if record.Attachment.Note, err = note(record); err != nil {
 		return nil, err
@@ -115,8 +120,10 @@ func (e *Engine) setUp(ctx context.Context, r *journal.Record, flight *Flight) e
 	defer leave()
 	start := e.now()
 	result, err := e.selected.SetUpPod(ctx, &r.Attachment)
-	e.metrics.plugin("ADD", err, e.now().Sub(start))
-	e.failures.note(r.Attachment.Network, err, e.now(), e.log)
+	if !r.Trial {
+		e.metrics.plugin("ADD", err, e.now().Sub(start))
+		e.failures.note(r.Attachment.Network, err, e.now(), e.log)
+	}
 	if err != nil {
 		return err
 	}

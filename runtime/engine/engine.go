@@ -85,6 +85,7 @@ type Engine struct {
 	namespaces     Namespaces
 	trialName      string        // of the trials' namespace and container
 	trying         chan struct{} // holds a token during a trial
+	loans          loans
 
 	locks    locks
 	flights  flights
@@ -104,7 +105,7 @@ func New(c Config) *Engine {
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
 		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin, follow: c.Follow,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
-		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
+		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), loans: loans{limit: LoanLimit}, failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),
 	}
 	for _, p := range append(c.Others, c.Plugin) {
@@ -163,13 +164,14 @@ func (c *Call) Key() journal.Key {
 	return journal.Key{ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
-// Run sweeps, collects garbage and tries networks that fail until ctx ends, and
-// then cuts off the queue. What is left to be undone stays in the journal.
+// Run sweeps, collects garbage and tries networks that fail until ctx ends, takes
+// back what is lent, and then cuts off the queue. What is left to be undone stays in the journal.
 func (e *Engine) Run(ctx context.Context) {
 	defer e.queue.close()
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	parts.Go(func() { e.runGC(ctx) })
 	parts.Go(func() { e.runTrials(ctx) })
+	parts.Go(func() { e.runLoans(ctx) })
 	e.runSweeper(ctx)
 }

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/internal/backoff"
-	"github.com/crinet-project/crinet/runtime/journal"
 )
 
 // The wait between two trials doubles from trialFirst to trialMost. trialWake is
@@ -19,10 +17,6 @@ const (
 	trialMost  = 30 * time.Second
 	trialWake  = 500 * time.Millisecond
 )
-
-// trialEnd bounds the DEL of a trial when crinetd ends. What it does not manage
-// stays in the journal.
-const trialEnd = 5 * time.Second
 
 // Trial is what an attachment of crinetd's own has shown of the network.
 type Trial struct {
@@ -57,84 +51,20 @@ func (e *Engine) try(ctx context.Context) (*Trial, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for another trial to end: %w", context.Cause(ctx))
 	}
-	key := journal.Key{ContainerID: e.trialName, IfName: defaultIfName}
-	call := &Call{
-		ContainerID: key.ContainerID, NetNS: e.namespaces.Path(e.trialName), IfName: key.IfName,
-		Pod: journal.Pod{Namespace: "crinet", Name: "trial", UID: e.trialName}, // no pod's
-	}
-	unlock, err := e.locks.lock(ctx, key, "ADD")
+	t, err := e.newThrowaway(ctx, e.trialName, "trial", e.selected.Plan, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	_, leave := e.flights.join(e, call)
-	defer func() { leave(); e.flights.settle(key) }()
-	if earlier, err := e.journal.Get(key); err != nil {
-		return nil, err
-	} else if earlier != nil {
-		if err := e.detach(ctx, earlier); err != nil {
-			return nil, fmt.Errorf("the trial before this one: %w", err)
-		}
-	}
-	record, err := e.planTrial(call)
-	if err != nil {
-		return nil, err
-	}
-	trial := &Trial{Network: record.Attachment.Network}
 	start := e.now()
-	addErr := e.addTrial(ctx, record)
-	trial.Add, trial.Addresses = e.now().Sub(start), Addresses(record)
+	addErr := t.add(ctx)
+	trial := &Trial{Add: e.now().Sub(start)}
+	if t.record != nil {
+		trial.Network, trial.Addresses = t.record.Attachment.Network, Addresses(t.record)
+	}
 	start = e.now()
-	delErr := e.endTrial(ctx, record)
+	delErr := t.end(ctx)
 	trial.Del = e.now().Sub(start)
 	return trial, errors.Join(addErr, delErr)
-}
-
-// planTrial plans a trial's attachment and journals it.
-func (e *Engine) planTrial(call *Call) (*journal.Record, error) {
-	capabilities, err := e.capabilityArgs(call, false)
-	if err != nil {
-		return nil, err
-	}
-	attachment, err := e.selected.Plan(cni.Attachment{
-		ContainerID: call.ContainerID, NetNS: call.NetNS, IfName: call.IfName, CapabilityArgs: capabilities,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("network not ready: %w", err)
-	}
-	record := &journal.Record{
-		State: journal.Attaching, Plugin: e.selected.Name(), Trial: true, Attachment: *attachment,
-		Pod: call.Pod, BootID: e.bootID, Created: e.now().UTC(),
-	}
-	if record.Attachment.Note, err = note(record); err != nil {
-		return nil, err
-	}
-	return record, e.journal.PutDurable(record) // as for a pod, see plan
-}
-
-// addTrial makes the namespace and runs ADD.
-func (e *Engine) addTrial(ctx context.Context, r *journal.Record) error {
-	if err := e.namespaces.Make(r.Attachment.ContainerID); err != nil {
-		return err
-	}
-	leave, err := e.gates.enter(ctx, r.Attachment.Network)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	r.Attachment.Result, err = e.selected.SetUpPod(ctx, &r.Attachment)
-	return err
-}
-
-// endTrial undoes a trial, also when ADD has failed or crinetd is about to end.
-func (e *Engine) endTrial(ctx context.Context, r *journal.Record) error {
-	undo := context.WithoutCancel(ctx)
-	if ctx.Err() != nil {
-		var cancel context.CancelFunc
-		undo, cancel = context.WithTimeout(undo, trialEnd)
-		defer cancel()
-	}
-	return e.detach(undo, r)
 }
 
 // runTrials tries the network while its failures have new pods refused, until

@@ -11,6 +11,7 @@ import (
 	"github.com/crinet-project/crinet/cni/headroom"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/admin"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/install"
@@ -35,6 +36,10 @@ type Source struct {
 	Keeper    *install.Keeper
 	HostPorts *hostport.Manager // nil if crinetd maps none
 	Headroom  *headroom.Counter // nil under noop
+	// Probe looks at the plugins of a candidate in the bin dirs, MTU is
+	// --network-plugin-mtu.
+	Probe func(types []string) (*probe.Plugins, error)
+	MTU   int
 }
 
 // Status is what crinetctl status shows.
