@@ -81,7 +81,7 @@ func (p *Plugin) call(ctx context.Context, verb string, list *libcni.NetworkConf
 // callType is call for a plugin that gets another plugin's configuration, as an
 // IPAM plugin does.
 func (p *Plugin) callType(ctx context.Context, verb, typ string, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) error {
-	stdin, err := p.stdin(list, plugin, a)
+	stdin, err := stdin(list, plugin, a)
 	if err != nil {
 		return fmt.Errorf("plugin %s: configuration: %w", typ, err)
 	}
@@ -96,7 +96,7 @@ func (p *Plugin) callType(ctx context.Context, verb, typ string, list *libcni.Ne
 
 // stdin returns the configuration that a plugin gets: its own, and what the
 // runtime derives (CNI spec, section 3, "Deriving execution configuration").
-func (p *Plugin) stdin(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) ([]byte, error) {
+func stdin(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, a *Attachment) ([]byte, error) {
 	inject := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
 	prev, err := a.prevResult(list.CNIVersion)
 	if err != nil {

@@ -187,6 +187,36 @@ func TestExchange(t *testing.T) {
 	}
 }
 
+// TestTraceContext: the plugin sends the trace context of its environment along, if
+// there is one.
+func TestTraceContext(t *testing.T) {
+	t.Parallel()
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, want := range [][2]string{{}, {parent, ""}, {parent, "a=1"}} {
+		got := make(chan *wire.Request, 1)
+		socket := daemon(t, func(conn net.Conn) {
+			request, err := wire.ReadRequest(conn)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- request
+			if err := wire.WriteReply(conn, &wire.Reply{}); err != nil {
+				t.Error(err)
+			}
+		})
+		env := environment(wire.CommandDel)
+		if want[0] != "" {
+			env = append(env, "TRACEPARENT="+want[0], "TRACESTATE="+want[1])
+		}
+		if stdout, code := execute(t, env, config(socket, "1.1.0")); code != 0 {
+			t.Fatalf("exit code %d with %q", code, stdout)
+		}
+		if request := <-got; [2]string{request.TraceParent, request.TraceState} != want {
+			t.Errorf("sent %q, %q; want %q", request.TraceParent, request.TraceState, want)
+		}
+	}
+}
+
 // TestErrors has all that goes wrong before or without a daemon's answer.
 func TestErrors(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,8 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 		Args:        getenv("CNI_ARGS"),
 		Path:        getenv("CNI_PATH"),
 		Inside:      getenv(wire.InsideVariable),
+		TraceParent: getenv("TRACEPARENT"),
+		TraceState:  getenv("TRACESTATE"),
 	}
 	cniVersion, result, err := answer(request, stdin)
 	if err != nil {

@@ -127,7 +127,13 @@ func full() *source {
 			Runtime: &admin.Runtime{Name: "containerd", Version: "v2.4.2", ConfDir: "/etc/crinet/net.d", BinDirs: []string{"/opt/cni/bin"},
 				Loaded: []string{"cni-loopback", "crinet"}, Problem: "it has not answered for 31s"},
 			HostPorts: &admin.HostPorts{Pods: 2, Mappings: 5, Listeners: "udp: no udp_diag", Flows: "no nf_conntrack_netlink"},
-			PodCIDRs:  []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1, AddFailures: 4,
+			Addresses: []admin.AddressRange{
+				{Network: "mynet", Range: "10.10.0.0/24", Selected: true, Size: 256, Reserved: 3, Used: 130, Free: 122, Leaked: 1,
+					Leaks: []admin.AddressLeak{{Address: "10.10.0.9", Container: "a\x1b[31m", File: "/var/lib/cni/networks/mynet/10.10.0.9"}}},
+				{Network: "mynet", Range: "fd00:10::/64", Selected: true, Size: 1 << 53, Used: 130, Free: 1<<53 - 130},
+				{Network: "old", Range: "10.11.0.10-10.11.0.12", Size: 256, Reserved: 253, Used: 3, Problem: "permission denied"},
+			},
+			PodCIDRs: []string{"10.0.0.0/24", "fd00::/64"}, UndoPending: 1, AddFailures: 4,
 			Networks: []admin.Network{
 				{Name: "mynet", File: "/etc/cni/net.d/10-mynet.conf", CNIVersion: "0.3.0", Plugins: []string{"bridge"}},
 				{Name: "other", File: "/etc/cni/net.d/20-other.conflist", CNIVersion: "1.1.0", Plugins: []string{"ptp", "portmap"}, Stale: "20-other.conflist: is empty"},

@@ -57,6 +57,12 @@ func printStatus(o *options, s admin.Status) error {
 	if h := s.HostPorts; h != nil {
 		w.row("hostPorts:", hostPortsLine(h))
 	}
+	for _, r := range s.Addresses {
+		w.row("Addresses:", addressRange(r))
+		for _, leak := range r.Leaks {
+			w.row("Leaked:", fmt.Sprintf("%s, of container %q, which nobody knows: remove %s", leak.Address, leak.Container, leak.File))
+		}
+	}
 	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
 	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
 	if s.AddFailures > 0 {
@@ -127,6 +133,45 @@ func hostPortsLine(h *admin.HostPorts) string {
 		text += "; older UDP and SCTP flows are not ended: " + h.Flows
 	}
 	return text
+}
+
+// barWidth is how wide the bar of a range is, in characters.
+const barWidth = 20
+
+// addressRange is how full a range of addresses is.
+func addressRange(r admin.AddressRange) string {
+	usable := r.Size - min(r.Size, r.Reserved)
+	text := fmt.Sprintf("%s %s [%s] %s used, %s free, %s leaked of %s", r.Network, r.Range, bar(r.Used, r.Leaked, usable),
+		count(r.Used), count(r.Free), count(r.Leaked), count(usable))
+	if !r.Selected {
+		text += "; not for new pods"
+	}
+	if r.Problem != "" {
+		text += "; problem: " + r.Problem
+	}
+	return text
+}
+
+// bar draws what is used as #, what is leaked as !, and what is free as dots. What
+// there is of a kind shows.
+func bar(used, leaked, usable uint64) string {
+	part := func(n uint64) int {
+		if n == 0 || usable == 0 {
+			return 0
+		}
+		return max(1, int(float64(n)/float64(usable)*barWidth))
+	}
+	marks := min(part(leaked), barWidth)
+	full := min(part(used), barWidth-marks)
+	return strings.Repeat("#", full) + strings.Repeat("!", marks) + strings.Repeat(".", barWidth-full-marks)
+}
+
+// count is a number of addresses; more than anybody counts is many.
+func count(n uint64) string {
+	if n >= 1<<52 {
+		return "many"
+	}
+	return fmt.Sprint(n)
 }
 
 func dhcpDaemon(d admin.DHCPDaemon) string {

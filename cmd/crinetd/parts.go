@@ -16,11 +16,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel"
 	"google.golang.org/grpc"
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/headroom"
 	"github.com/crinet-project/crinet/cni/keep"
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
@@ -37,6 +39,7 @@ import (
 	"github.com/crinet-project/crinet/runtime/proxy"
 	"github.com/crinet-project/crinet/runtime/report"
 	"github.com/crinet-project/crinet/runtime/socket"
+	"github.com/crinet-project/crinet/runtime/tracing"
 	"github.com/crinet-project/crinet/runtime/upstream"
 )
 
@@ -67,6 +70,7 @@ type parts struct {
 	options  *config.Options
 	log      *slog.Logger
 	registry *prometheus.Registry
+	tracing  *tracing.Tracer // nil unless the environment asks for traces
 
 	listeners map[string]net.Listener // by socket name
 	held      bool                    // the service manager holds the sockets over a restart
@@ -81,6 +85,7 @@ type parts struct {
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
 	builtins  *builtin.Plugins
+	headroom  *headroom.Counter // nil under noop
 	kept      *keep.Store
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
@@ -99,7 +104,7 @@ type parts struct {
 func open(ctx context.Context, o *config.Options, log *slog.Logger) (p *parts, err error) {
 	p = &parts{options: o, log: log, registry: prometheus.NewRegistry(), listeners: make(map[string]net.Listener)}
 	for _, step := range []func(context.Context) error{
-		p.listen, p.openJournal, p.dial, p.openNetworks, p.makeChain, p.makeHostPorts, p.makeEngine, p.makeInstallation, p.makeHooks, p.register,
+		p.makeTracing, p.listen, p.openJournal, p.dial, p.openNetworks, p.makeChain, p.makeHostPorts, p.makeEngine, p.makeInstallation, p.makeHooks, p.register,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, p.close())
@@ -126,6 +131,13 @@ func (p *parts) close() error {
 		errs = append(errs, p.journal.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// makeTracing makes what traces pods, if the environment asks for it.
+func (p *parts) makeTracing(ctx context.Context) error {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { p.log.Warn("OpenTelemetry", "err", err) }))
+	p.tracing = tracing.New(ctx, version, p.log)
+	return nil
 }
 
 // listen takes the sockets that the service manager passes, and makes the others.
@@ -226,14 +238,18 @@ func (p *parts) makeChain(context.Context) error {
 	if err != nil {
 		return err
 	}
+	observe := runs.Observe
+	if p.tracing != nil {
+		observe = cni.Observers(runs.Observe, p.tracing.Observe)
+	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
+		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: observe,
 		Keeper:        p.kept,
-		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
 	})
 	return nil
 }
@@ -287,6 +303,9 @@ func (p *parts) makeEngine(context.Context) error {
 		c.Cache, c.GC, c.GCInterval = p.chain, p.chain, o.CNIGCInterval
 		c.RuntimeCache = p.chain.ForeignCache(o.RuntimeCNICacheDir)
 	}
+	if p.tracing != nil {
+		c.Follow = p.tracing.Follow
+	}
 	if o.HairpinMode == config.HairpinVeth {
 		c.Hairpin = failpoint.Hairpin(func(ctx context.Context, a *cni.Attachment) error {
 			if !hostport.HairpinFor(a.ConfList) {
@@ -297,6 +316,11 @@ func (p *parts) makeEngine(context.Context) error {
 		})
 	}
 	p.engine = engine.New(c)
+	if !o.Noop() {
+		p.headroom = headroom.New(headroom.Config{
+			Log: p.log, Next: p.engine.Next, Attachments: p.engine.Attachments, Sandboxes: p.sandboxes.List,
+		})
+	}
 	return nil
 }
 
@@ -323,7 +347,7 @@ func (p *parts) makeInstallation(context.Context) error {
 func (p *parts) makeHooks(context.Context) (err error) {
 	p.report = &report.Source{
 		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
-		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice,
+		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice, Headroom: p.headroom,
 	}
 	if p.mapsHostPorts() {
 		p.report.HostPorts = p.hostPorts
@@ -344,12 +368,16 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	p.hooks = cri.New(c)
 	p.report.Ready = p.hooks.Ready
-	if p.cniHook, err = cnihook.New(cnihook.Config{Handler: p.engine, Log: p.log, Mark: p.mark, Send: failpoint.Send(), Grace: p.graceLeft}); err != nil {
+	hook := cnihook.Config{Handler: p.tracing.Handler(p.engine), Log: p.log, Mark: p.mark, Send: failpoint.Send(), Grace: p.graceLeft}
+	if p.tracing != nil {
+		hook.Trace = p.tracing.Remote
+	}
+	if p.cniHook, err = cnihook.New(hook); err != nil {
 		return err
 	}
 	p.proxy, err = proxy.New(proxy.Config{
 		RuntimeEndpoint: p.options.ContainerRuntimeEndpoint, Runtime: p.conn, ImageEndpoint: p.options.ImageServiceEndpoint,
-		Hooks: failpoint.Hooks(p.hooks.Methods()), Log: p.log, Observe: metrics.ObserveCall,
+		Hooks: p.tracing.Hooks(failpoint.Hooks(p.hooks.Methods())), Log: p.log, Observe: metrics.ObserveCall,
 		Drain: cri.Drained(), Grace: max(p.options.ShutdownGrace, time.Millisecond),
 	})
 	return err
@@ -358,6 +386,9 @@ func (p *parts) makeHooks(context.Context) (err error) {
 // notice is what an operator should know although the network is ready.
 func (p *parts) notice() string {
 	notices := []string{p.engine.Notice(), p.selection.Notice()}
+	if p.headroom != nil {
+		notices = slices.Insert(notices, 0, p.headroom.Notice())
+	}
 	if p.keeper != nil {
 		notices = append(notices, p.keeper.Notice())
 	}

@@ -19,6 +19,9 @@ import (
 // left running.
 const orphanTimeout = 2 * time.Second
 
+// lastTraces bounds the time for the traces that are not sent yet at the end.
+const lastTraces = 2 * time.Second
+
 const (
 	// firstAnswer bounds the wait for the runtime's first answer at the start.
 	firstAnswer = 2 * time.Second
@@ -58,6 +61,9 @@ func (p *parts) serve(ctx context.Context) error {
 		return p.proxy.Serve(told, p.listeners[criSocket])
 	})
 	err = group.Wait()
+	if lost := p.tracing.Close(context.WithoutCancel(ctx), min(p.graceLeft(), lastTraces)); lost != nil {
+		p.log.Warn("the last traces are not sent", "err", lost)
+	}
 	p.log.Info("crinetd ends")
 	return err
 }
@@ -84,6 +90,9 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 		return endHook, err
 	}
 	run(p.engine.Run)
+	if p.headroom != nil {
+		run(p.headroom.Run)
+	}
 	endHook = p.serveRuntime(ctx, group)
 	run(p.runtime.Run)
 	p.install(ctx, run)

@@ -71,6 +71,21 @@ func knownFlannel(config []byte) (parts []string, delegate []byte, err error) {
 	return append([]string{Flannel}, parts...), delegate, nil
 }
 
+// FlannelDelegate returns the configuration that flannel gives to its delegate, of
+// whatever type that is, by what flanneld's file says now. It lacks runtimeConfig and
+// prevResult.
+func FlannelDelegate(config []byte) ([]byte, error) {
+	conf := &flannelConf{SubnetFile: defaultSubnetFile, DataDir: defaultFlannelDir}
+	if err := json.Unmarshal(config, conf); err != nil {
+		return nil, err
+	}
+	env, err := readSubnetEnv(conf.SubnetFile)
+	if err != nil {
+		return nil, err
+	}
+	return conf.render(env)
+}
+
 // render returns the configuration of the delegate, without runtimeConfig.
 func (conf *flannelConf) render(env *subnetEnv) ([]byte, error) {
 	delegate := maps.Clone(conf.Delegate)

@@ -33,6 +33,9 @@ const (
 	MaxStdin  = 1 << 20 // network configuration that the runtime gives
 	MaxResult = 4 << 20 // result that the runtime gets
 
+	// maxTrace is more than a trace context has. A longer one is not sent.
+	maxTrace = 4096
+
 	// JSON carries bytes as base64, and the environment besides.
 	maxRequest = MaxStdin*4/3 + 256<<10
 	maxReply   = MaxResult*4/3 + 256<<10
@@ -56,7 +59,12 @@ type Request struct {
 	// executed by a plugin that a crinetd runs. Plugins from before this field
 	// do not send it.
 	Inside string `json:"inside,omitempty"`
-	Stdin  []byte `json:"stdin,omitempty"`
+	// TraceParent and TraceState are the caller's trace context (W3C), from the
+	// environment variables TRACEPARENT and TRACESTATE; mostly empty. Plugins from
+	// before these fields do not send them, and daemons ignore them.
+	TraceParent string `json:"traceparent,omitempty"`
+	TraceState  string `json:"tracestate,omitempty"`
+	Stdin       []byte `json:"stdin,omitempty"`
 }
 
 // Reply tells the plugin what to do: print Result and succeed, or print Error
@@ -74,6 +82,9 @@ func WriteRequest(w io.Writer, r *Request) error {
 	}
 	stamped := *r
 	stamped.Version = Version
+	if len(r.TraceParent)+len(r.TraceState) > maxTrace {
+		stamped.TraceParent, stamped.TraceState = "", ""
+	}
 	return writeFrame(w, "request", &stamped, maxRequest)
 }
 

@@ -1,9 +1,9 @@
 package node
 
 import (
-	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -13,8 +13,8 @@ import (
 // AdminSocket is crinetd's socket for operators.
 const AdminSocket = "/run/crinet/admin.sock"
 
-// Metric reads a metric from crinetd; the name of one with labels has them.
-func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
+// Metrics reads all of crinetd's metrics, as Prometheus gets them.
+func (n *Node) Metrics(ctx context.Context) (string, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -24,21 +24,33 @@ func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crinetd/metrics", nil)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
-		return 0, fmt.Errorf("read crinetd's metrics: %w", err)
+		return "", fmt.Errorf("read crinetd's metrics: %w", err)
 	}
 	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if value, found := strings.CutPrefix(lines.Text(), name+" "); found {
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", fmt.Errorf("read crinetd's metrics: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("read crinetd's metrics: %s: %s", resp.Status, text)
+	}
+	return string(text), nil
+}
+
+// Metric reads a metric from crinetd; the name of one with labels has them.
+func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
+	text, err := n.Metrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if value, found := strings.CutPrefix(strings.TrimSuffix(line, "\n"), name+" "); found {
 			return strconv.ParseFloat(value, 64)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("read crinetd's metrics: %w", err)
-	}
-	return 0, fmt.Errorf("crinetd has no metric %s (%s)", name, resp.Status)
+	return 0, fmt.Errorf("crinetd has no metric %s", name)
 }

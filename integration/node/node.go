@@ -45,6 +45,8 @@ type Options struct {
 	// and this one has the next address. It must live longer than this one is
 	// used.
 	Beside *Node
+	// Environment is more environment of the daemons and commands in the node.
+	Environment []string
 	// Supervise has containerd started again when it ends by itself, as a
 	// service manager does.
 	Supervise bool
@@ -169,7 +171,7 @@ func (n *Node) openNamespaces() error {
 	if n.options.Containerd != Containerd24 {
 		path = n.kit.containerd(n.options.Containerd) + ":" + path
 	}
-	n.Place = &Place{name: "node", path: path}
+	n.Place = &Place{name: "node", path: path, env: n.options.Environment}
 	for name, file := range map[string]**namespace{"net": &n.net, "mnt": &n.mnt, "pid": &n.pid} {
 		ns, err := openNamespace(fmt.Sprintf("/proc/%d/ns/%s", n.init.Process.Pid, name))
 		if err != nil {
@@ -206,6 +208,10 @@ func (n *Node) fillDirs() error {
 	}
 	return nil
 }
+
+// Environment adds to the environment of the daemons and commands that are started from
+// now on.
+func (n *Node) Environment(more ...string) { n.env = append(n.env, more...) }
 
 // InstallPlugin makes the program at path known under name in the bin dir, in the
 // place of what is there.

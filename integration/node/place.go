@@ -28,6 +28,7 @@ type Place struct {
 	pid  *namespace // process namespace; nil: the machine's
 	mnt  *namespace // mount namespace; nil: the machine's
 	path string     // PATH of commands
+	env  []string   // more environment of commands
 }
 
 // newNetwork makes a place that has nothing but a network namespace of its own.
@@ -100,7 +101,7 @@ func onThread(fn func() error) error {
 // with Start or run with Run.
 func (p *Place) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, lookPath(p.path, name), args...)
-	cmd.Env = append(os.Environ(), "PATH="+p.path)
+	cmd.Env = append(append(os.Environ(), "PATH="+p.path), p.env...)
 	cmd.Dir = "/"
 	cmd.WaitDelay = waitDelay
 	return cmd

@@ -71,6 +71,8 @@ func (m *machine) has(version string) {
 	for _, file := range []string{
 		"/usr/bin/crinet", "/usr/lib/systemd/system/crinetd.service", "/usr/lib/systemd/system/crinetd.socket",
 		"/usr/share/man/man8/crinetd.8.gz", "/usr/share/man/man8/crinetctl-install.8.gz", "/usr/share/bash-completion/completions/crinetctl",
+		"/usr/share/crinet/prometheus/crinet-alerts.yaml", "/usr/share/crinet/prometheus/crinet-records.yaml",
+		"/usr/share/crinet/grafana/crinet-node.json", "/usr/share/crinet/grafana/crinet-fleet.json", "/usr/share/doc/crinet/docs/troubleshooting.md",
 		"/usr/share/doc/crinet/copyright", "/usr/share/doc/crinet/licenses/google.golang.org/grpc/LICENSE", "/usr/share/doc/crinet/licenses/go/LICENSE",
 	} {
 		if _, err := os.Stat(filepath.Join(m.dir, file)); err != nil {

@@ -74,6 +74,7 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
 		IfName:      getenv("CNI_IFNAME"),
 		Args:        getenv("CNI_ARGS"),
 		Path:        getenv("CNI_PATH"),
+		TraceParent: getenv("TRACEPARENT"),
 	}
 	input, err := io.ReadAll(stdin)
 	if err != nil {

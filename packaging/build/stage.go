@@ -42,6 +42,7 @@ func (r *release) stage(ctx context.Context, arch, dir string) error {
 		func() error { return r.manual(ctx, native, filepath.Join(dir, "usr/share/man/man8")) },
 		func() error { return r.completions(ctx, native, dir) },
 		func() error { return r.units(dir) },
+		func() error { return r.shared(dir) },
 		func() error { return r.licences(ctx, bin, filepath.Join(dir, "usr/share/doc/crinet")) },
 	} {
 		if err := step(); err != nil {
@@ -145,6 +146,34 @@ func (r *release) units(dir string) error {
 		}
 		if err := write(filepath.Join(dir, "usr/lib/systemd/system", filepath.Base(unit)), text); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// shared copies what monitoring takes up: rules, dashboards, and the document that
+// the alerts name.
+func (r *release) shared(dir string) error {
+	for pattern, to := range map[string]string{
+		"packaging/prometheus/*.yaml": "usr/share/crinet/prometheus",
+		"packaging/grafana/*.json":    "usr/share/crinet/grafana",
+		"docs/troubleshooting.md":     "usr/share/doc/crinet/docs",
+	} {
+		files, err := filepath.Glob(filepath.Join(r.root, pattern))
+		if err != nil {
+			return err
+		}
+		if len(files) == 0 {
+			return fmt.Errorf("there is no %s to ship", pattern)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if err := write(filepath.Join(dir, to, filepath.Base(file)), text); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

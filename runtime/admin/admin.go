@@ -42,6 +42,9 @@ type Status struct {
 	Notice string `json:"notice,omitempty"`
 	// HostPorts are those that crinetd maps; nil if it maps none.
 	HostPorts *HostPorts `json:"hostPorts,omitempty"`
+	// Addresses are the ranges of host-local, the selected network's first; none
+	// if the addresses come from elsewhere.
+	Addresses []AddressRange `json:"addresses,omitempty"`
 	// PodCIDRs are the node's, as far as they are known.
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 	// UndoPending counts attachments that are still to be removed.
@@ -94,6 +97,34 @@ type HostPorts struct {
 	Unavailable string `json:"unavailable,omitempty"`
 	Listeners   string `json:"listeners,omitempty"`
 	Flows       string `json:"flows,omitempty"`
+}
+
+// AddressRange counts the addresses of one range of a network. The counts add up to
+// Size and are 2^53 at most, which stands for more than anybody counts.
+type AddressRange struct {
+	Network string `json:"network"`
+	Range   string `json:"range"`
+	// Selected says that new pods get addresses from it.
+	Selected bool   `json:"selected"`
+	Size     uint64 `json:"size"`
+	Used     uint64 `json:"used"`
+	Free     uint64 `json:"free"`
+	// Leaked addresses are held by no sandbox that crinetd or the runtime knows,
+	// Reserved ones are given to no pod: network, gateway, limits of the range.
+	Leaked   uint64 `json:"leaked"`
+	Reserved uint64 `json:"reserved"`
+	// Leaks are some of the leaked addresses.
+	Leaks []AddressLeak `json:"leaks,omitempty"`
+	// Problem says why the counts may be wrong; empty if they are not.
+	Problem string `json:"problem,omitempty"`
+}
+
+// AddressLeak is an address that nobody will free.
+type AddressLeak struct {
+	Address string `json:"address"`
+	// Container is what the file says whose it is.
+	Container string `json:"container"`
+	File      string `json:"file"`
 }
 
 // Forget asks crinetd to forget the network of a sandbox whose DEL cannot work.

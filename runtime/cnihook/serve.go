@@ -27,6 +27,9 @@ func (s *Server) serve(ctx, calls context.Context, conn net.Conn) {
 		s.refuse(ctx, conn, err)
 		return
 	}
+	if s.trace != nil && request.TraceParent != "" {
+		calls = s.trace(calls, request.TraceParent, request.TraceState)
+	}
 	callCtx, cancel := context.WithCancelCause(calls)
 	watched := make(chan struct{})
 	go func() {

@@ -89,6 +89,9 @@ type Config struct {
 	// plugins that it runs. A call with that value comes from inside one of them.
 	// If Mark is empty, no call does.
 	Mark string
+	// Trace, if set, puts the trace context that a call brought into the call's
+	// context. It must bear any text.
+	Trace func(ctx context.Context, traceparent, tracestate string) context.Context
 	// Send, if set, writes each answer by calling write.
 	Send func(command string, write func() error) error
 }
@@ -101,6 +104,7 @@ type Server struct {
 	requestTimeout time.Duration
 	grace          func() time.Duration
 	mark           string // the value of Config.Mark
+	trace          func(ctx context.Context, traceparent, tracestate string) context.Context
 	send           func(command string, write func() error) error
 }
 
@@ -134,6 +138,7 @@ func New(c Config) (*Server, error) {
 		requestTimeout: c.RequestTimeout,
 		grace:          c.Grace,
 		mark:           strings.TrimPrefix(c.Mark, wire.InsideVariable+"="),
+		trace:          c.Trace,
 		send:           c.Send,
 	}, nil
 }

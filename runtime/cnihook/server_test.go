@@ -443,3 +443,26 @@ func TestCallsInsideAnotherCrinetd(t *testing.T) {
 		t.Error("DEL did not come to the handler")
 	}
 }
+
+// The trace context that the real plugin sends along reaches the handler by its context;
+// calls without one do not ask for it.
+func TestTraceContextReachesTheHandler(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	var got []any
+	s := start(t, Config{
+		Handler: &double{t: t, del: func(ctx context.Context, _ *engine.Call) error {
+			got = append(got, ctx.Value(key{}))
+			return nil
+		}},
+		Trace: func(ctx context.Context, traceparent, tracestate string) context.Context {
+			return context.WithValue(ctx, key{}, traceparent+" "+tracestate)
+		},
+	})
+	for _, more := range [][]string{{}, {"TRACEPARENT=00-a-b-01", "TRACESTATE=c=1"}, {"TRACEPARENT=" + strings.Repeat("x", 1<<16)}} {
+		succeeding(t, environment("DEL", more...), s.config("1.0.0", ""))
+	}
+	if diff := cmp.Diff([]any{nil, "00-a-b-01 c=1", nil}, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -34,7 +34,8 @@ func (e *Engine) Begin(ctx context.Context, pod journal.Pod, ports []hostport.Ma
 	flight := &Flight{engine: e, pod: pod, asked: true, release: release}
 	flight.deadline, _ = ctx.Deadline()
 	e.flights.add(flight)
-	flight.begin(StepCreate)
+	flight.followBy(ctx)
+	flight.begin(ctx, StepCreate)
 	return flight, nil
 }
 

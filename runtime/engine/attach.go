@@ -14,7 +14,7 @@ import (
 // Attach is the runtime's ADD: steps 2 and 3 of the lifecycle. It returns the
 // CNI result. After an error nothing is left on the node, or the journal knows
 // of it and the queue works on it.
-func (e *Engine) Attach(ctx context.Context, call *Call) (json.RawMessage, error) {
+func (e *Engine) Attach(ctx context.Context, call *Call) (_ json.RawMessage, err error) {
 	unlock, err := e.locks.lock(ctx, call.Key(), "ADD")
 	if err != nil {
 		return nil, err
@@ -25,22 +25,26 @@ func (e *Engine) Attach(ctx context.Context, call *Call) (json.RawMessage, error
 	ctx, cancel := flight.bound(ctx)
 	defer cancel()
 
-	flight.begin(StepNetNS)
-	record, err := e.plan(ctx, call)
+	flight.followBy(ctx)
+	defer func() {
+		if err != nil {
+			flight.tell(err)
+		}
+	}()
+	record, err := e.plan(flight.begin(ctx, StepNetNS), call)
 	if err != nil {
 		// No plugin was called: the runtime's DEL has nothing to do, and needs no network.
 		e.removed.add(call.Key())
 		return nil, err
 	}
-	flight.begin(StepPlugin)
-	if err := e.setUp(ctx, record, flight); err != nil {
+	if err := e.setUp(flight.begin(ctx, StepPlugin), record, flight); err != nil {
 		flight.fails(err)
 		return nil, e.abandon(ctx, record, err)
 	}
 	e.log.Info("pod networked", "pod", record.Pod, "sandbox", call.ContainerID,
 		"network", record.Attachment.Network, "addresses", addresses(record.Attachment.Result),
 		"took", record.Steps[len(record.Steps)-1].Duration)
-	flight.begin(StepStart)
+	flight.begin(ctx, StepStart)
 	return record.Attachment.Result, nil
 }
 
@@ -80,7 +84,10 @@ func (e *Engine) plan(ctx context.Context, call *Call) (*journal.Record, error) 
 	// state; what outlives it is what plugins keep elsewhere: host-local's files, the
 	// leases of an IPAM on the network. The record that frees them must be on the disk
 	// before they can be taken.
-	if err := e.journal.PutDurable(record); err != nil {
+	start := e.now()
+	err = e.journal.PutDurable(record)
+	e.metrics.journal.Observe(e.now().Sub(start).Seconds())
+	if err != nil {
 		return nil, tryAgainLater(fmt.Errorf("the pod gets no network, since its record cannot be written: %w", err))
 	}
 	return record, nil

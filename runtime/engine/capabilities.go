@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/crinet-project/crinet/cni"
 )
 
 // portMappings is the capability of plugins that map hostPorts (CNI conventions).
@@ -41,6 +43,16 @@ func (e *Engine) capabilityArgs(call *Call, withPorts bool) (map[string]json.Raw
 		args["ipRanges"] = data
 	}
 	return args, nil
+}
+
+// Next returns the attachment that the next pod would get, without a sandbox, or why
+// it would get none. It changes nothing.
+func (e *Engine) Next() (*cni.Attachment, error) {
+	capabilities, err := e.capabilityArgs(&Call{}, false)
+	if err != nil {
+		return nil, err
+	}
+	return e.selected.Plan(cni.Attachment{CapabilityArgs: capabilities})
 }
 
 // knownCapabilities rewrite a capability's value into the conventions' form.

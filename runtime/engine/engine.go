@@ -46,6 +46,9 @@ type Config struct {
 	// Namespaces are for trials; nil if there are none, neither now nor in the
 	// journal.
 	Namespaces Namespaces
+	// Follow, which may be nil, is asked for a follower of each sandbox in the making,
+	// with the context of the call that has it made.
+	Follow func(context.Context) Follower
 	// Cache is the plugins' own record of attachments; nil if they keep none.
 	Cache OwnCache
 	// RuntimeCache is the container runtime's own record of attachments: of pods
@@ -72,6 +75,7 @@ type Engine struct {
 	mapsPorts bool
 	passPorts bool
 	hairpin   Hairpin
+	follow    func(context.Context) Follower
 	cache     OwnCache
 	foreign   Cache // the runtime's
 	gc        GarbageCollector
@@ -98,7 +102,7 @@ func New(c Config) *Engine {
 	e := &Engine{
 		log: c.Log, selected: c.Plugin, plugins: make(map[string]NetworkPlugin),
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
-		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin,
+		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin, follow: c.Follow,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
 		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), failures: addFailures{limit: c.FailedAdds},
 		now: time.Now, started: time.Now(),

@@ -39,19 +39,54 @@ type Flight struct {
 
 	adding, over bool // its ADD is under way; its RunPodSandbox has ended; guarded by flights.mu
 
-	mu    sync.Mutex // guards what follows
-	steps []journal.StepTime
-	key   journal.Key // of the attachment; zero before ADD
-	cause error       // why ADD failed; nil if it did not
+	mu     sync.Mutex // guards what follows
+	steps  []journal.StepTime
+	key    journal.Key // of the attachment; zero before ADD
+	cause  error       // why ADD failed; nil if it did not
+	follow Follower    // may be nil
+	ended  func(error) // of the step under way, for the follower; nil if there is none
 }
 
-// begin ends the step under way, if any, and begins the next.
-func (f *Flight) begin(step Step) {
+// Follower follows the steps of one sandbox in the making: it is told that a step
+// begins, and returns the context for the step's work and what is called at its end.
+type Follower func(ctx context.Context, step Step) (_ context.Context, ended func(error))
+
+// begin ends the step under way, if any, and begins the next. It returns the context
+// for the step's work.
+func (f *Flight) begin(ctx context.Context, step Step) context.Context {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.engine.now()
 	f.endStep(now)
 	f.steps = append(f.steps, journal.StepTime{Step: string(step), Start: now, Duration: -1})
+	if f.follow != nil && (f.asked || step != StepStart) { // whose end nobody would tell
+		ctx, f.ended = f.follow(ctx, step)
+	}
+	return ctx
+}
+
+// followBy has the flight followed, if it is not: one that nobody asked crinetd for
+// begins with its ADD.
+func (f *Flight) followBy(ctx context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.follow == nil && f.engine.follow != nil {
+		f.follow = f.engine.follow(ctx)
+	}
+}
+
+// tell tells the follower that the step under way has ended.
+func (f *Flight) tell(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tellLocked(err)
+}
+
+func (f *Flight) tellLocked(err error) {
+	if f.ended != nil {
+		f.ended(err)
+		f.ended = nil
+	}
 }
 
 // end ends the step under way and returns all steps.
@@ -63,6 +98,7 @@ func (f *Flight) end() []journal.StepTime {
 }
 
 func (f *Flight) endStep(now time.Time) {
+	f.tellLocked(nil)
 	if n := len(f.steps); n > 0 && f.steps[n-1].Duration < 0 {
 		f.steps[n-1].Duration = now.Sub(f.steps[n-1].Start)
 	}
@@ -103,6 +139,9 @@ func (f *Flight) Cause() error {
 // networked without calling crinet.
 var ErrBypassed = errors.New("the runtime networked the pod without calling crinet")
 
+// errNotStarted is what a follower is told of the step in which the runtime failed.
+var errNotStarted = errors.New("the runtime did not start the sandbox")
+
 // Started says that the runtime has started the sandbox. It keeps the steps'
 // times, for people. The error says that
 // the sandbox runs without its network: it wraps ErrBypassed, or its attachment
@@ -139,6 +178,11 @@ func (f *Flight) Started(ctx context.Context) error {
 // that DEL fails. unknown says that the answer is the caller's or the
 // connection's, not the runtime's: the sandbox may still come up.
 func (f *Flight) Failed(ctx context.Context, unknown bool) {
+	if cause := f.Cause(); cause != nil {
+		f.tell(cause)
+	} else {
+		f.tell(errNotStarted)
+	}
 	key, attached := f.attachment()
 	if !attached {
 		return
@@ -158,6 +202,7 @@ func (f *Flight) Failed(ctx context.Context, unknown bool) {
 
 // End ends the flight and gives back what it holds. It may be called again.
 func (f *Flight) End() {
+	f.tell(f.Cause())
 	f.leave()
 	f.release()
 }

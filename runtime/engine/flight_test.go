@@ -3,9 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
@@ -209,5 +213,100 @@ func TestStatusWhileOwnStatusIsUnderWay(t *testing.T) {
 	underWay = false
 	if err := n.Status(); err == nil {
 		t.Error("Status = nil, want the network's word")
+	}
+}
+
+// follower keeps what it is told.
+type follower struct {
+	mu    sync.Mutex
+	told  []string
+	asked int
+}
+
+type stepKey struct{}
+
+func (f *follower) follow(ctx context.Context) Follower {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	whose, _ := ctx.Value(stepKey{}).(string)
+	return func(ctx context.Context, step Step) (context.Context, func(error)) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.told = append(f.told, whose+" "+string(step))
+		return context.WithValue(ctx, stepKey{}, string(step)), func(err error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.told = append(f.told, fmt.Sprintf("%s ended: %v", step, err))
+		}
+	}
+}
+
+// TestFollower: who follows a sandbox is told of each step's begin and end once, also
+// when one fails, and its context reaches the plugin.
+func TestFollower(t *testing.T) {
+	for name, tt := range map[string]struct {
+		direct     bool
+		fail       error
+		notStarted bool
+		want       []string
+	}{
+		"not started": {false, nil, true, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>", "call start", "start ended: the runtime did not start the sandbox"}},
+		"asked for":   {false, nil, false, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>", "call start", "start ended: <nil>"}},
+		"fails":       {false, errors.New("no"), false, []string{"call create", "create ended: <nil>", "call netns", "netns ended: <nil>", "call plugin", "plugin ended: no"}},
+		"direct":      {true, nil, false, []string{"call netns", "netns ended: <nil>", "call plugin", "plugin ended: <nil>"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			f := new(follower)
+			n.follow = f.follow
+			n.plugin.setUp = func(ctx context.Context, _ *cni.Attachment) error {
+				if step := ctx.Value(stepKey{}); step != "plugin" {
+					t.Errorf("the plugin runs in the context of step %v", step)
+				}
+				return tt.fail
+			}
+			ctx := context.WithValue(t.Context(), stepKey{}, "call")
+			var flight *Flight
+			addCtx := ctx
+			if !tt.direct {
+				flight = n.mustBegin(t, ctx, "a")
+				addCtx = t.Context()
+			}
+			_, err := n.Attach(addCtx, call("a"))
+			if !errors.Is(err, tt.fail) {
+				t.Fatalf("Attach = %v", err)
+			}
+			if flight != nil {
+				if err != nil || tt.notStarted {
+					flight.Failed(ctx, false)
+				} else if err := flight.Started(ctx); err != nil {
+					t.Error(err)
+				}
+				flight.End()
+				flight.End()
+			}
+			if diff := cmp.Diff(tt.want, f.told); diff != "" {
+				t.Error(diff)
+			}
+			if f.asked != 1 {
+				t.Errorf("a follower was asked for %d times", f.asked)
+			}
+		})
+	}
+}
+
+// Where nobody follows, a step allocates nothing for that.
+func TestNoFollower(t *testing.T) {
+	n := newNode(t)
+	flight := &Flight{engine: n.Engine}
+	ctx := t.Context()
+	if allocs := testing.AllocsPerRun(100, func() {
+		flight.followBy(ctx)
+		flight.steps = flight.steps[:0]
+		flight.begin(ctx, StepPlugin)
+		flight.tell(nil)
+	}); allocs != 0 {
+		t.Errorf("%v allocations a step", allocs)
 	}
 }

@@ -14,6 +14,7 @@ import (
 type Metrics struct {
 	step    *prometheus.HistogramVec
 	plugins *prometheus.HistogramVec
+	journal prometheus.Histogram
 }
 
 // Buckets are the bounds of duration metrics in seconds: from a call that only
@@ -33,8 +34,12 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 			Name: "crinet_network_operation_duration_seconds", Buckets: Buckets(),
 			Help: "Duration of operations of the network plugin on one sandbox, by verb (ADD, DEL, GC) and outcome (ok, error).",
 		}, []string{"verb", "outcome"}),
+		journal: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "crinet_journal_write_duration_seconds", Buckets: Buckets(),
+			Help: "Duration of the journal's writes that wait for the disk: one for each pod, before ADD.",
+		}),
 	}
-	for _, c := range []prometheus.Collector{m.step, m.plugins} {
+	for _, c := range []prometheus.Collector{m.step, m.plugins, m.journal} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

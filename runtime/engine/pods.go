@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -12,6 +13,16 @@ func (e *Engine) Pending() int { return e.queue.waiting() }
 
 // Records returns the journal's records, in the order of their sandboxes' ids.
 func (e *Engine) Records() ([]*journal.Record, error) { return e.journal.Sandbox("") }
+
+// Attachments returns the attachments that the journal holds.
+func (e *Engine) Attachments() ([]*cni.Attachment, error) {
+	records, err := e.Records()
+	all := make([]*cni.Attachment, 0, len(records))
+	for _, r := range records {
+		all = append(all, &r.Attachment)
+	}
+	return all, err
+}
 
 // Addresses returns the addresses of an attachment's pod, with prefix lengths.
 func Addresses(r *journal.Record) []string {

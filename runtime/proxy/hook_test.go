@@ -272,3 +272,45 @@ func (l *lockedBuilder) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// TestTraceContextPasses: a caller's trace context reaches upstream as it came, by a hook
+// too, unless the hook puts another in its place. All other metadata passes.
+func TestTraceContextPasses(t *testing.T) {
+	t.Parallel()
+	const ours = "00-0af7651916cd43dd8448eb211c80319c-00000000000000aa-01"
+	theirs := metadata.MD{"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, "tracestate": {"a=1,b=2"}, "other": {"x", "y"}}
+	seen := make(chan metadata.MD, 1)
+	look := func(stream grpc.ServerStream) error {
+		md, _ := metadata.FromIncomingContext(stream.Context())
+		got := metadata.MD{}
+		for key := range theirs {
+			got[key] = md[key]
+		}
+		seen <- got
+		return echo(stream)
+	}
+	replace := func(ctx context.Context, request []byte, next Forward) ([]byte, error) {
+		return next(WithMetadata(ctx, metadata.MD{"traceparent": {ours}, "tracestate": nil}), request)
+	}
+	p := startPair(t, Config{Hooks: map[string]Hook{"/x/Hooked": identity, "/x/Replaced": replace}},
+		map[string]handler{"/x/Piped": look, "/x/Hooked": look, "/x/Replaced": look})
+	for method, want := range map[string]metadata.MD{
+		"/x/Piped": theirs, "/x/Hooked": theirs,
+		"/x/Replaced": {"traceparent": {ours}, "tracestate": nil, "other": {"x", "y"}},
+	} {
+		if o := do(metadata.NewOutgoingContext(t.Context(), theirs), p.proxied, method, []byte("request")); o.code() != codes.OK {
+			t.Fatalf("%s: %+v", method, o)
+		}
+		if diff := cmp.Diff(want, <-seen); diff != "" {
+			t.Errorf("%s: upstream sees other metadata:\n%s", method, diff)
+		}
+	}
+}
+
+// Where no hook replaces metadata nothing is allocated for that.
+func TestMetadataCostsNothing(t *testing.T) {
+	ctx, md := t.Context(), metadata.MD{"a": {"b"}}
+	if n := testing.AllocsPerRun(100, func() { md = replaced(ctx, md) }); n != 0 {
+		t.Errorf("%v allocations a call", n)
+	}
+}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"strings"
@@ -122,7 +123,7 @@ func (c *call) open(ctx context.Context, desc *grpc.StreamDesc) (grpc.ClientStre
 	if subtype := contentSubtype(c.md); subtype != "" && subtype != protoSubtype {
 		opts = append(opts, grpc.CallContentSubtype(subtype))
 	}
-	stream, err := c.upstream.conn.NewStream(metadata.NewOutgoingContext(ctx, outgoing(c.md)), desc, c.method, opts...)
+	stream, err := c.upstream.conn.NewStream(metadata.NewOutgoingContext(ctx, replaced(ctx, outgoing(c.md))), desc, c.method, opts...)
 	if err == nil {
 		return stream, nil
 	}
@@ -131,6 +132,26 @@ func (c *call) open(ctx context.Context, desc *grpc.StreamDesc) (grpc.ClientStre
 		return nil, status.Errorf(codes.Unavailable, "the container runtime does not answer at %s, it may be down: %s", c.upstream.path, status.Convert(err).Message())
 	}
 	return nil, err
+}
+
+// metadataKey is where WithMetadata keeps what it adds.
+type metadataKey struct{}
+
+// WithMetadata returns a context with which a hook's Forward sends md in the place of
+// what the caller sent under the same keys. All else passes as it came.
+func WithMetadata(ctx context.Context, md metadata.MD) context.Context {
+	return context.WithValue(ctx, metadataKey{}, md)
+}
+
+// replaced returns md with what a hook put into ctx.
+func replaced(ctx context.Context, md metadata.MD) metadata.MD {
+	own, ok := ctx.Value(metadataKey{}).(metadata.MD)
+	if !ok {
+		return md
+	}
+	md = md.Copy()
+	maps.Copy(md, own)
+	return md
 }
 
 // outgoing removes from md the header that is about one hop only, and returns md.

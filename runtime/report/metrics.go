@@ -17,6 +17,7 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	errs := []error{
+		reg.Register(newAttachments(s.Engine.Records)),
 		counter("crinet_dhcp_daemon_starts_total", "Times that crinetd has started a daemon of the IPAM plugin dhcp.", func() (n uint64) {
 			for _, daemon := range s.DHCP.Daemons() {
 				n += daemon.Starts
@@ -36,6 +37,9 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 			}),
 			gauge("crinet_hostport_limited_pods", "Pods whose hostPorts are mapped and do not answer, or not from everywhere; crinetctl pods says why.",
 				func() float64 { return float64(len(s.HostPorts.Report().Limited)) }))
+	}
+	if s.Headroom != nil {
+		errs = append(errs, reg.Register(newAddresses(s.Headroom)))
 	}
 	if s.Watcher == nil {
 		return errors.Join(errs...)

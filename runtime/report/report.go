@@ -8,6 +8,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/dhcpd"
+	"github.com/crinet-project/crinet/cni/headroom"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/admin"
@@ -33,6 +34,7 @@ type Source struct {
 	Runtime   *upstream.Watcher
 	Keeper    *install.Keeper
 	HostPorts *hostport.Manager // nil if crinetd maps none
+	Headroom  *headroom.Counter // nil under noop
 }
 
 // Status is what crinetctl status shows.
@@ -52,6 +54,9 @@ func (s *Source) Status() admin.Status {
 	}
 	if s.Watcher != nil {
 		s.networks(&status)
+	}
+	if s.Headroom != nil {
+		status.Addresses = addressRanges(s.Headroom.Ranges())
 	}
 	if s.HostPorts != nil {
 		said := s.HostPorts.Report()

@@ -61,9 +61,10 @@ type Call struct {
 	Args        string          `json:"args"`
 	Path        string          `json:"path"`
 	Pod         string          `json:"pod"`
-	NetNSExists bool            `json:"netnsExists"` // the path is a network namespace
-	Processes   []Process       `json:"processes"`   // those in the network namespace
-	Config      json.RawMessage `json:"config"`      // standard input
+	TraceParent string          `json:"traceParent,omitempty"` // environment variable TRACEPARENT
+	NetNSExists bool            `json:"netnsExists"`           // the path is a network namespace
+	Processes   []Process       `json:"processes"`             // those in the network namespace
+	Config      json.RawMessage `json:"config"`                // standard input
 }
 
 // Process is a process that the plugin saw.
