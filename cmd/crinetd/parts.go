@@ -249,7 +249,7 @@ func (p *parts) makeChain(context.Context) error {
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
 		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: observe,
-		Keeper:        p.kept,
+		Keeper: p.kept,
 	})
 	return nil
 }
