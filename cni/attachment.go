@@ -39,6 +39,8 @@ type Attachment struct {
 	// CacheDir is the libcni cache that holds the attachment's entry, if that is
 	// not --cni-cache-dir: that of another program, which made the attachment.
 	CacheDir string `json:"cacheDir,omitempty"`
+	// First has its ADD come before others that wait. It is not kept.
+	First bool `json:"-"`
 	// Note is the caller's: SetUpPod keeps it in libcni's cache, in case the
 	// cache is all that is left, and Cached returns it. It must be JSON. It is
 	// not part of the attachment's own JSON.

@@ -16,22 +16,22 @@ import (
 func TestLane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLane("ADD", 2)
-		first, err := l.enter(t.Context())
+		first, err := l.enter(t.Context(), l.turn(false))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.enter(t.Context()); err != nil { // hangs, and never leaves
+		if _, err := l.enter(t.Context(), l.turn(false)); err != nil { // hangs, and never leaves
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := l.enter(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "--cni-max-chains") {
+		if _, err := l.enter(ctx, l.turn(false)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "--cni-max-chains") {
 			t.Errorf("a third came in: %v", err)
 		}
 		order := make(chan int, 3)
 		for i := range 3 {
 			go func() {
-				leave, err := l.enter(t.Context())
+				leave, err := l.enter(t.Context(), l.turn(false))
 				if err != nil {
 					t.Error(err)
 					return
@@ -56,7 +56,7 @@ func TestLane(t *testing.T) {
 func TestLaneWithoutBound(t *testing.T) {
 	l := newLane("ADD", 0)
 	for range 100 {
-		if _, err := l.enter(t.Context()); err != nil {
+		if _, err := l.enter(t.Context(), l.turn(false)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -70,14 +70,14 @@ func TestHungChainGivesItsPlaceBack(t *testing.T) {
 		l := newLane("DEL", most)
 		var stuck []func()
 		for range most {
-			leave, err := l.enter(t.Context())
+			leave, err := l.enter(t.Context(), l.turn(false))
 			if err != nil {
 				t.Fatal(err)
 			}
 			stuck = append(stuck, leave)
 		}
 		begun := time.Now()
-		leave, err := l.enter(t.Context())
+		leave, err := l.enter(t.Context(), l.turn(false))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,8 +88,8 @@ func TestHungChainGivesItsPlaceBack(t *testing.T) {
 			end()
 		}
 		leave()
-		if !l.slots.TryAcquire(most) || l.slots.TryAcquire(1) {
-			t.Errorf("there are not %d places when all have left", most)
+		if load := l.load(); load != (Load{Limit: most}) {
+			t.Errorf("when all have left: %+v", load)
 		}
 	})
 }

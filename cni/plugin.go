@@ -3,12 +3,12 @@ package cni
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -44,6 +44,12 @@ type Config struct {
 	// CHECK (--cni-max-chains); 0 sets no bound. A chain that runs longer than
 	// ten seconds does not count any more.
 	MaxChains int
+	// Passing are the errors of ADD that pass: codes of CNI errors, in decimal, and texts
+	// that an error has in it (--cni-passing-errors).
+	Passing []string
+	// Removals, which may be nil, counts the removals of pods that are to come besides
+	// those that run, from memory.
+	Removals func() int
 	// CanMasquerade, which may be nil, returns why crinetd cannot masquerade on this
 	// node, from memory: plugins with ipMasq are then executed.
 	CanMasquerade func() error
@@ -69,6 +75,7 @@ type Plugin struct {
 	status *statusWatch
 
 	add, del, check *lane
+	retries         atomic.Uint64 // of ADD
 }
 
 // New returns a CNI network plugin.
@@ -156,32 +163,13 @@ func (p *Plugin) planOn(network *config.Network, a Attachment) *Attachment {
 	return &a
 }
 
-// SetUpPod runs ADD over the chain and returns its result, in the list's CNI
-// version. After an error part of the chain may have been added: the caller
-// calls TearDownPod, as the CNI spec asks (section 3, "Attachment"). If ctx has
-// a deadline, a plugin that hangs is ended shortly before it.
-func (p *Plugin) SetUpPod(ctx context.Context, a *Attachment) (result json.RawMessage, err error) {
-	err = p.run(ctx, p.add, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
-		added, err := p.libcniFor(a).AddNetworkList(ctx, list, a.runtimeConf())
-		if err != nil {
-			return err
-		}
-		if added == nil {
-			return errors.New("no plugin of the chain returned a result")
-		}
-		result, err = json.Marshal(added)
-		return err
-	})
-	return result, err
-}
-
 // CheckPod runs CHECK over the chain with the result of ADD. It returns nil for
 // an attachment that has no CHECK.
 func (p *Plugin) CheckPod(ctx context.Context, a *Attachment) error {
 	if has, err := a.HasCheck(); err != nil || !has {
 		return err
 	}
-	return p.run(ctx, p.check, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
+	return p.run(ctx, p.check, p.check.turn(false), a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
 		for _, plugin := range list.Plugins {
 			if err := p.call(ctx, "CHECK", list, plugin, a); err != nil {
 				return err
@@ -191,16 +179,16 @@ func (p *Plugin) CheckPod(ctx context.Context, a *Attachment) error {
 	})
 }
 
-// run runs an attachment's chain, once there is a place in the verb's lane, and
+// run runs an attachment's chain, once it is its turn in the verb's lane, and
 // says in an error which verb failed for which sandbox.
-func (p *Plugin) run(ctx context.Context, l *lane, a *Attachment, chain func(context.Context, *libcni.NetworkConfigList) error) error {
+func (p *Plugin) run(ctx context.Context, l *lane, t *turn, a *Attachment, chain func(context.Context, *libcni.NetworkConfigList) error) error {
 	list, err := a.list()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := beforeDeadline(ctx)
 	defer cancel()
-	leave, err := l.enter(ctx)
+	leave, err := l.enter(ctx, t)
 	if err == nil {
 		defer leave()
 		ctx, cancel := limited(ctx, p.config.Timeout)

@@ -16,7 +16,7 @@ import (
 // fails; here each plugin gets its DEL, and the errors of all are returned. It
 // is idempotent if the plugins are, as the CNI spec asks of them.
 func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
-	return p.run(ctx, p.del, a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
+	return p.run(ctx, p.del, p.del.turn(false), a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
 		var errs []error
 		released := p.releaseLeases(ctx, list, a)
 		for i := len(list.Plugins) - 1; i >= 0; i-- {

@@ -148,6 +148,7 @@ func names(list string) []string {
 
 func (r *raw) checkEndpoints() error {
 	r.RuntimeHandlers, r.HostPortProtected = names(r.handlers), names(r.protected)
+	r.CNIPassing, r.Critical = names(r.passing), names(r.critical)
 	if r.ImageServiceEndpoint == "" {
 		r.ImageServiceEndpoint = r.ContainerRuntimeEndpoint
 	}

@@ -33,8 +33,8 @@ func (e *UsageError) Error() string {
 // raw holds the flags as they were given.
 type raw struct {
 	Options
-	binDirs, podCIDR, handlers, protected, builtin string
-	help                                           bool
+	binDirs, podCIDR, handlers, protected, builtin, passing, critical string
+	help                                                              bool
 }
 
 // Parse reads crinetd's arguments, without the program's name. For --help it

@@ -17,13 +17,13 @@ var update = flag.Bool("update", false, "write the golden files")
 
 func defaults() *Options {
 	return &Options{
-		CNIBinDirs:               []string{"/opt/cni/bin"},
-		CNIConfDir:               "/etc/cni/net.d",
-		CNICacheDir:              "/var/lib/crinet/cni",
-		CNITimeout:               time.Minute,
-		CNIStatusGrace:           time.Minute,
-		CNIGCInterval:            5 * time.Minute,
-		CNIMaxChains:             32,
+		CNIBinDirs:     []string{"/opt/cni/bin"},
+		CNIConfDir:     "/etc/cni/net.d",
+		CNICacheDir:    "/var/lib/crinet/cni",
+		CNITimeout:     time.Minute,
+		CNIStatusGrace: time.Minute,
+		CNIGCInterval:  5 * time.Minute,
+		CNIMaxChains:   32, CNIPassing: []string{"11"}, Critical: []string{"kube-system"},
 		BuiltinPlugins:           []string{"bridge", "ptp", "host-local", "flannel"},
 		ShutdownGrace:            30 * time.Second,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
@@ -88,6 +88,7 @@ func TestParse(t *testing.T) {
 		{"--metrics-bind-address [::1]:9300 -v 10 --log-format json", func(o *Options) {
 			o.MetricsBindAddress, o.Verbosity, o.LogFormat = "[::1]:9300", 10, "json"
 		}},
+		{"--cni-passing-errors 11,slow --critical-namespaces=", func(o *Options) { o.CNIPassing, o.Critical = []string{"11", "slow"}, []string{} }},
 		{"--builtin-plugins off", func(o *Options) { o.BuiltinPlugins = nil }},
 		{"--builtin-plugins bridge,host-local", func(o *Options) { o.BuiltinPlugins = []string{"bridge", "host-local"} }},
 		{"--metrics-bind-address :0 --v=0", func(o *Options) { o.MetricsBindAddress, o.Verbosity = ":0", 0 }},

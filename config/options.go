@@ -58,6 +58,8 @@ type Options struct {
 	CNIStatusGrace   time.Duration  // how long STATUS may fail before it counts
 	CNIGCInterval    time.Duration  // between garbage collections; 0: at the start only
 	CNIMaxChains     int            // plugin chains that run at once; 0: no limit
+	CNIPassing       []string       // errors of ADD that pass: codes and texts
+	Critical         []string       // namespaces whose pods come first
 	CNIFailedAdds    int            // ADDs that fail in a row before the node is not ready; 0: never
 	BuiltinPlugins   []string       // types that may run inside crinetd; nil: none
 

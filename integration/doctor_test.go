@@ -116,7 +116,7 @@ func (n *testNode) podWithPort(client *node.Client, name string) *node.Pod {
 func TestDoctorOnAGoodNode(t *testing.T) {
 	t.Parallel()
 	for _, release := range node.Containerds() {
-		t.Run(release.String(), func(t *testing.T) {
+		t.Run(string(release), func(t *testing.T) {
 			t.Parallel()
 			n := newNodeOf(t, node.Options{Containerd: release})
 			n.ok(n.WriteConf("10-mynet.conf", seedBridge))

@@ -68,6 +68,9 @@ func printStatus(o *options, s admin.Status) error {
 	if s.AddFailures > 0 {
 		w.row("Failed ADDs:", fmt.Sprintf("%d in a row", s.AddFailures))
 	}
+	if a := s.Adds; a.Running+a.Waiting > 0 || a.Retries > 0 {
+		w.row("ADDs:", addsLine(a))
+	}
 	if s.Watch != nil {
 		w.row("Directories:", watch(s.Watch))
 	}
@@ -118,6 +121,18 @@ func runtimeLine(r *admin.Runtime) string {
 		text += "; problem: " + r.Problem
 	}
 	return strings.TrimPrefix(text, "; ")
+}
+
+// addsLine is how busy ADD is.
+func addsLine(a admin.Adds) string {
+	text := fmt.Sprintf("%d run, %d wait", a.Running, a.Waiting)
+	if a.Limit > 0 {
+		text += fmt.Sprintf(", %d may run at once", a.Limit)
+	}
+	if a.Retries > 0 {
+		text += fmt.Sprintf("; %d were tried again in place, since the plugins were busy", a.Retries)
+	}
+	return text
 }
 
 // hostPortsLine is how many hostPorts are mapped, and what is in the way.

@@ -251,7 +251,8 @@ func (p *parts) makeChain(context.Context) error {
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
 		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: observe,
-		Keeper: p.kept,
+		Keeper:  p.kept,
+		Passing: o.CNIPassing, Removals: func() int { return p.engine.Pending() },
 	})
 	return nil
 }
@@ -295,7 +296,7 @@ func (p *parts) makeEngine(context.Context) error {
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
 		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
-		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds,
+		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds, Critical: o.Critical,
 	}
 	if o.Noop() {
 		// The CNI plugin undoes what an earlier run set up.

@@ -51,6 +51,8 @@ type Status struct {
 	UndoPending int `json:"undoPending"`
 	// AddFailures counts the ADDs that failed since the last one that succeeded.
 	AddFailures int `json:"addFailures,omitempty"`
+	// Adds is how busy ADD is.
+	Adds Adds `json:"adds"`
 	// Networks are the usable networks in the conf dir, in order. Problems are the
 	// files there and in the bin dirs that cannot be used as they are.
 	Networks []Network `json:"networks,omitempty"`
@@ -59,6 +61,15 @@ type Status struct {
 	Reloads []Reload `json:"reloads,omitempty"`
 	// Watch says how changes of the directories are found.
 	Watch *Watch `json:"watch,omitempty"`
+}
+
+// Adds is how busy ADD is: how many run, wait, and may run at once (0: no limit), and how
+// often one was tried again in place since crinetd began.
+type Adds struct {
+	Running int    `json:"running"`
+	Waiting int    `json:"waiting"`
+	Limit   int    `json:"limit"`
+	Retries uint64 `json:"retries"`
 }
 
 // NetworkPlugin says how a plugin is run for new pods.

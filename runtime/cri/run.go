@@ -118,7 +118,18 @@ func (h *Hooks) admit(ctx context.Context, config *runtimeapi.PodSandboxConfig) 
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
+	flight.First = static(config)
 	return flight, nil
+}
+
+// sourceAnnotation is where the kubelet says from where it has a pod.
+const sourceAnnotation = "kubernetes.io/config.source"
+
+// static says whether a pod is one of the node's own, from a file or a URL: often what
+// the cluster itself needs.
+func static(config *runtimeapi.PodSandboxConfig) bool {
+	source := config.GetAnnotations()[sourceAnnotation]
+	return source != "" && source != "api"
 }
 
 // withoutNetwork handles a sandbox that runs without crinet's network. One that

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
@@ -118,6 +119,7 @@ func (e *Engine) setUp(ctx context.Context, r *journal.Record, flight *Flight) e
 		return err
 	}
 	defer leave()
+	r.Attachment.First = flight.First || slices.Contains(e.critical, r.Pod.Namespace)
 	start := e.now()
 	result, err := e.selected.SetUpPod(ctx, &r.Attachment)
 	if !r.Trial {

@@ -43,6 +43,8 @@ type Config struct {
 	// FailedAdds is how many ADDs in a row may fail before new pods are refused
 	// until a trial succeeds; 0 never refuses them.
 	FailedAdds int
+	// Critical are the namespaces whose pods get their network before others that wait.
+	Critical []string
 	// Namespaces are for trials; nil if there are none, neither now nor in the
 	// journal.
 	Namespaces Namespaces
@@ -83,6 +85,7 @@ type Engine struct {
 
 	statusUnderWay func() bool
 	namespaces     Namespaces
+	critical       []string      // namespaces whose pods come first
 	trialName      string        // of the trials' namespace and container
 	trying         chan struct{} // holds a token during a trial
 	loans          loans
@@ -105,7 +108,7 @@ func New(c Config) *Engine {
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
 		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin, follow: c.Follow,
 		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
-		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), loans: loans{limit: LoanLimit}, failures: addFailures{limit: c.FailedAdds},
+		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), loans: loans{limit: LoanLimit}, failures: addFailures{limit: c.FailedAdds}, critical: c.Critical,
 		now: time.Now, started: time.Now(),
 	}
 	for _, p := range append(c.Others, c.Plugin) {

@@ -29,6 +29,10 @@ const (
 // Flight is one sandbox in the making: a RunPodSandbox call under way and the
 // ADD inside it. The sweeper leaves its attachment alone.
 type Flight struct {
+	// First has the pod's ADD come before others that wait. It is set before the runtime
+	// is asked for the sandbox.
+	First bool
+
 	engine *Engine
 	pod    journal.Pod
 	// asked says whether the sandbox was asked for through crinetd; otherwise

@@ -24,6 +24,18 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 			}
 			return n
 		}),
+		counter("crinet_add_retries_total", "ADDs that were undone and tried again in place, since their error passes.", func() uint64 {
+			_, retries := s.Chain.Pressure()
+			return retries
+		}),
+		gauge("crinet_add_waiting", "Pods whose ADD waits for its turn.", func() float64 {
+			load, _ := s.Chain.Pressure()
+			return float64(load.Waiting)
+		}),
+		gauge("crinet_add_limit", "ADDs that may run at once: --cni-max-chains, and fewer while the plugins are busy; 0 is no limit.", func() float64 {
+			load, _ := s.Chain.Pressure()
+			return float64(load.Limit)
+		}),
 		gauge("crinet_runtime_silent_seconds", "How long the container runtime has not answered the newest question for its Status; 0 if it has.",
 			func() float64 { return s.Runtime.Last().Silent.Seconds() }),
 	}

@@ -48,6 +48,8 @@ func (s *Source) Status() admin.Status {
 		Version: s.Version, Plugin: s.Plugin, Ready: true, Notice: s.Notice(),
 		UndoPending: s.Engine.Pending(), AddFailures: s.Engine.AddFailures(), Runtime: s.runtime(),
 	}
+	load, retries := s.Chain.Pressure()
+	status.Adds = admin.Adds{Running: load.Running, Waiting: load.Waiting, Limit: load.Limit, Retries: retries}
 	if err := s.Ready(); err != nil {
 		status.Ready, status.Reason = false, err.Error()
 	}

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ const (
 	Hang    Action = "hang"    // never return; a child holds the output open as well
 	Crash   Action = "crash"   // die of a signal before anything is done
 	Late    Action = "late"    // succeed after the rule's delay
+	Admit   Action = "admit"   // succeed, but not within the rule's delay of the last success: fail
 	Die     Action = "die"     // do the work, print the result, then die of a signal
 )
 
@@ -44,7 +46,7 @@ type Rule struct {
 	Pod  string `json:"pod,omitempty"` // the pod's name; empty: each
 
 	Do    Action        `json:"do"`
-	Delay time.Duration `json:"delay,omitempty"` // for late
+	Delay time.Duration `json:"delay,omitempty"` // for late and admit
 	Code  uint          `json:"code,omitempty"`  // for fail; 0 stands for 100
 	Text  string        `json:"text,omitempty"`  // for fail; hang prints it on standard error
 }
@@ -176,6 +178,15 @@ func Record(dir string, call Call) (rule Rule, err error) {
 		if (r.Verb == "" || r.Verb == call.Verb) && (r.Call == 0 || r.Call == call.Number) && (r.Pod == "" || r.Pod == call.Pod) {
 			rule = r
 			break
+		}
+	}
+	if rule.Do == Admit {
+		rule.Do = Succeed
+		for _, c := range slices.Backward(earlier) {
+			if c.Verb == call.Verb && c.Do == Succeed && call.Time.Sub(c.Time) < rule.Delay {
+				rule.Do = Fail
+				break
+			}
 		}
 	}
 	call.Do = rule.Do
