@@ -172,9 +172,16 @@ func (e *Exec) start(ctx context.Context, path string, prepare func(*exec.Cmd)) 
 	}
 	deadline := time.Now().Add(e.cfg.Retry)
 	pause := backoff.Backoff{First: firstDelay, Max: maxDelay}
+	var last error // of the try before
+	ended := func() error {
+		if last == nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("%w; last try: %w", context.Cause(ctx), last)
+	}
 	for {
-		if err := context.Cause(ctx); err != nil {
-			return nil, err
+		if ctx.Err() != nil {
+			return nil, ended()
 		}
 		cmd := exec.CommandContext(ctx, path)
 		cmd.Dir, cmd.SysProcAttr, cmd.WaitDelay = "/", &syscall.SysProcAttr{Setpgid: true}, pipeGrace
@@ -187,7 +194,7 @@ func (e *Exec) start(ctx context.Context, path string, prepare func(*exec.Cmd)) 
 		var perr *os.PathError
 		switch {
 		case errors.Is(err, ctx.Err()):
-			return nil, context.Cause(ctx)
+			return nil, ended()
 		case errors.As(err, &perr):
 			err = perr.Err // Error names the path itself
 		}
@@ -195,8 +202,9 @@ func (e *Exec) start(ctx context.Context, path string, prepare func(*exec.Cmd)) 
 		if !errors.Is(err, syscall.ETXTBSY) && !errors.Is(err, syscall.ENOEXEC) || time.Until(deadline) < delay {
 			return nil, err
 		}
+		last = err
 		if !backoff.Sleep(ctx, delay) {
-			return nil, fmt.Errorf("%w; last try: %w", context.Cause(ctx), err)
+			return nil, ended()
 		}
 	}
 }
