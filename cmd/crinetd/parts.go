@@ -34,6 +34,7 @@ import (
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
 	"github.com/crinet-project/crinet/runtime/proxy"
+	"github.com/crinet-project/crinet/runtime/recorder"
 	"github.com/crinet-project/crinet/runtime/report"
 	"github.com/crinet-project/crinet/runtime/socket"
 	"github.com/crinet-project/crinet/runtime/upstream"
@@ -78,6 +79,7 @@ type parts struct {
 	mark      string // environment variable of the plugins that crinetd runs
 	dhcp      *dhcpd.Manager
 	builtins  *builtin.Plugins
+	recorder  *recorder.Recorder
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -120,6 +122,9 @@ func (p *parts) close() error {
 	}
 	if p.journal != nil {
 		errs = append(errs, p.journal.Close())
+	}
+	if p.recorder != nil {
+		errs = append(errs, p.recorder.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -217,6 +222,7 @@ func (p *parts) makeChain(context.Context) error {
 		},
 	})
 	p.builtins = builtin.New(p.log)
+	p.recorder = recorder.New(recorder.Config{Dir: o.StateDir, Log: p.log, Selected: p.whySelected})
 	runs, err := report.NewRuns(p.registry)
 	if err != nil {
 		return err
@@ -227,9 +233,19 @@ func (p *parts) makeChain(context.Context) error {
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
-		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins, Observe: runs.Observe,
+		Builtin:       failpoint.Builtin(p.builtins), BuiltinTypes: o.BuiltinPlugins,
+		Observe: cni.Observers(runs.Observe, p.recorder.Observe),
 	})
 	return nil
+}
+
+// whySelected returns the file of a network if it is selected now, and why it is.
+func (p *parts) whySelected(name string) (file, why string) {
+	network, err := p.selection.Selected()
+	if err != nil || network.Name != name {
+		return "", ""
+	}
+	return network.File, p.selection.Reason()
 }
 
 // mapsHostPorts says whether crinetd maps hostPorts itself.
@@ -271,7 +287,7 @@ func (p *parts) makeEngine(context.Context) error {
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
 		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
-		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds,
+		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds, Recorder: p.recorder,
 	}
 	if o.Noop() {
 		// The CNI plugin undoes what an earlier run set up.
@@ -328,7 +344,7 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	c := cri.Config{
 		Log: p.log, Engine: p.engine, Runtime: p.runtime, PodCIDRs: p.podCIDRs, Metrics: metrics, Remove: p.sandboxes.Remove,
-		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() },
+		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() }, Recorder: p.recorder,
 	}
 	if p.keeper != nil {
 		c.Installation = p.keeper

@@ -44,8 +44,13 @@ type PodCIDRs interface {
 	Set(text string) (changed bool, err error)
 }
 
+// Recorder keeps what failed, for people (package recorder).
+type Recorder interface {
+	Failed(verb, by string, about *journal.Record, err error)
+}
+
 // Config names the parts that the hooks work with. All are required but the
-// last three, and Installation under noop.
+// last four, and Installation under noop.
 type Config struct {
 	Log          *slog.Logger
 	Engine       Engine
@@ -62,6 +67,8 @@ type Config struct {
 	Notice func() string
 	// View is crinetd's entry in the verbose info of Status.
 	View func() any
+	// Recorder is told of pods that were refused or whose sandbox failed.
+	Recorder Recorder
 }
 
 // Hooks are the hooked methods.
@@ -76,6 +83,7 @@ type Hooks struct {
 	noop         bool
 	notice       func() string
 	view         func() any
+	recorder     Recorder
 	bypass       once
 }
 
@@ -83,7 +91,7 @@ type Hooks struct {
 func New(c Config) *Hooks {
 	h := &Hooks{
 		log: c.Log, engine: c.Engine, runtime: c.Runtime, installation: c.Installation, podCIDRs: c.PodCIDRs,
-		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View,
+		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View, recorder: c.Recorder,
 	}
 	if h.notice == nil {
 		h.notice = func() string { return "" }

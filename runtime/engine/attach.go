@@ -14,7 +14,7 @@ import (
 // Attach is the runtime's ADD: steps 2 and 3 of the lifecycle. It returns the
 // CNI result. After an error nothing is left on the node, or the journal knows
 // of it and the queue works on it.
-func (e *Engine) Attach(ctx context.Context, call *Call) (json.RawMessage, error) {
+func (e *Engine) Attach(ctx context.Context, call *Call) (result json.RawMessage, err error) {
 	unlock, err := e.locks.lock(ctx, call.Key(), "ADD")
 	if err != nil {
 		return nil, err
@@ -24,12 +24,15 @@ func (e *Engine) Attach(ctx context.Context, call *Call) (json.RawMessage, error
 	defer leave()
 	ctx, cancel := flight.bound(ctx)
 	defer cancel()
+	ctx, planned, recorded := e.recordAttach(ctx, call, flight)
+	defer func() { recorded(err) }()
 
 	flight.begin(StepNetNS)
 	record, err := e.plan(ctx, call)
 	if err != nil {
 		return nil, err
 	}
+	planned(record)
 	flight.begin(StepPlugin)
 	if err := e.setUp(ctx, record, flight); err != nil {
 		flight.fails(err)

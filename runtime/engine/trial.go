@@ -81,13 +81,16 @@ func (e *Engine) try(ctx context.Context) (*Trial, error) {
 		return nil, err
 	}
 	trial := &Trial{Network: record.Attachment.Network}
+	ctx, recorded := e.record(askedBy(ctx, byTrial), "ADD", record)
 	start := e.now()
 	addErr := e.addTrial(ctx, record)
 	trial.Add, trial.Addresses = e.now().Sub(start), Addresses(record)
 	start = e.now()
 	delErr := e.endTrial(ctx, record)
 	trial.Del = e.now().Sub(start)
-	return trial, errors.Join(addErr, delErr)
+	err = errors.Join(addErr, delErr)
+	recorded(record, nil, err)
+	return trial, err
 }
 
 // planTrial plans a trial's attachment and journals it.
