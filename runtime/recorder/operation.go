@@ -124,8 +124,9 @@ type Run struct {
 	Stderr string          `json:"stderr,omitempty"`
 	Err    string          `json:"err,omitempty"`
 	Start  time.Time       `json:"start"`
-	// Took is in seconds.
-	Took float64 `json:"took"`
+	// Took is in seconds, for one that is running until now.
+	Took    float64 `json:"took"`
+	Running bool    `json:"running,omitempty"`
 }
 
 // Matches says whether an operation is of the pod that a text names: by its name,

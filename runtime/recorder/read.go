@@ -27,11 +27,11 @@ type Query struct {
 // the crinetd that writes them. Those that have no end count as cut off. It reads both
 // files, and decodes only lines that may be asked for.
 func Read(dir string, q Query) ([]Operation, error) {
-	return read(dir, q, func(string) bool { return false })
+	return read(dir, q, func(*Operation) bool { return false })
 }
 
-// read is Read; running says which operations are under way.
-func read(dir string, q Query, running func(id string) bool) ([]Operation, error) {
+// read is Read; running says whether an operation is under way, and updates it.
+func read(dir string, q Query, running func(*Operation) bool) ([]Operation, error) {
 	if q.Limit <= 0 || q.Limit > Keep {
 		q.Limit = Keep
 	}
@@ -74,7 +74,7 @@ func readFile(path string) (text []byte, err error) {
 // finder goes through lines, the newest first.
 type finder struct {
 	query   Query
-	running func(id string) bool
+	running func(*Operation) bool
 	needle  []byte // is in every line that is asked for
 	seen    map[string]bool
 	found   []Operation
@@ -99,7 +99,7 @@ func (f *finder) look(line []byte) {
 	if json.Unmarshal(line, &o) != nil || !o.Matches(f.query.Pod) {
 		return
 	}
-	if o.State != Done && !f.running(o.ID) {
+	if o.State != Done && !f.running(&o) {
 		o.State = CutOff
 	}
 	if !f.query.Failed || o.Failed() {

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,8 +44,8 @@ type Recorder struct {
 
 	mu       sync.Mutex // guards what follows, and orders writes
 	lines    lines
-	trouble  error // why the last line could not be written
-	running  map[string]bool
+	trouble  error               // why the last line could not be written
+	running  map[string]*pending // id -> operation under way
 	failures map[failure]*repeated
 }
 
@@ -64,7 +66,7 @@ type repeated struct {
 func New(c Config) *Recorder {
 	r := &Recorder{
 		config: c, run: rand.Text()[:10], lines: lines{dir: c.Dir, keep: Keep},
-		running: make(map[string]bool), failures: make(map[failure]*repeated),
+		running: make(map[string]*pending), failures: make(map[failure]*repeated),
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -92,10 +94,15 @@ func (r *Recorder) Trouble() error {
 
 // Find returns operations, the newest first, with those that are under way.
 func (r *Recorder) Find(q Query) ([]Operation, error) {
-	return read(r.config.Dir, q, func(id string) bool {
+	return read(r.config.Dir, q, func(o *Operation) bool {
 		r.mu.Lock()
-		defer r.mu.Unlock()
-		return r.running[id]
+		p := r.running[o.ID]
+		r.mu.Unlock()
+		if p != nil {
+			*o = p.soFar()
+		}
+		// One of this run that is not there has ended since the file was read.
+		return p != nil || strings.HasPrefix(o.ID, r.run+"-")
 	})
 }
 
@@ -104,7 +111,22 @@ type pending struct {
 	recorder *Recorder
 	mu       sync.Mutex // guards what follows
 	op       Operation
+	now      []*Run // the runs under way
 	ended    bool
+}
+
+// soFar is the operation as it is now, with the runs under way.
+func (p *pending) soFar() Operation {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := p.op
+	o.Took, o.Runs = time.Since(o.Start).Seconds(), slices.Clone(o.Runs)
+	for _, run := range p.now {
+		run := *run
+		run.Took = time.Since(run.Start).Seconds()
+		o.Runs = append(o.Runs, run)
+	}
+	return o
 }
 
 // ofOperation is the key of the operation in a context.
@@ -122,7 +144,7 @@ func (r *Recorder) Begin(ctx context.Context, verb, by string, about *journal.Re
 		ID: fmt.Sprintf("%s-%d", r.run, r.count.Add(1)), State: UnderWay, Verb: verb, By: by, Start: time.Now().UTC(),
 	}}
 	p.op.describe(about)
-	r.begin(p.op)
+	r.begin(p)
 	return context.WithValue(ctx, ofOperation{}, p), p.end
 }
 
@@ -150,12 +172,12 @@ func (o *Operation) describe(r *journal.Record) {
 
 // begin writes the line that says that an operation has begun. One that failed a
 // moment ago, and is tried again, needs none.
-func (r *Recorder) begin(o Operation) {
-	line := o.encode()
+func (r *Recorder) begin(p *pending) {
+	line := p.op.encode() // nobody else has it yet
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.running[o.ID] = true
-	if r.failures[o.failure()] == nil {
+	r.running[p.op.ID] = p
+	if r.failures[p.op.failure()] == nil {
 		r.write(line, false)
 	}
 }
@@ -234,16 +256,22 @@ func (r *Recorder) note(err error) {
 }
 
 // Observe adds a run of a plugin to the operation of its context (cni.Observe).
-func (r *Recorder) Observe(ctx context.Context, _ cni.Run) (context.Context, []string, func(cni.Run)) {
+func (r *Recorder) Observe(ctx context.Context, run cni.Run) (context.Context, []string, func(cni.Run)) {
 	p, _ := ctx.Value(ofOperation{}).(*pending)
 	if p == nil {
 		return ctx, nil, func(cni.Run) {}
 	}
-	return ctx, nil, p.ran
+	begun := &Run{Type: run.Type, Command: run.Command, Builtin: run.Builtin, Path: run.Path, Start: run.Start.UTC(), Running: true}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.now) < maxRuns {
+		p.now = append(p.now, begun)
+	}
+	return ctx, nil, func(run cni.Run) { p.ran(begun, run) }
 }
 
 // ran adds a run that has ended. It keeps nothing of the run's memory.
-func (p *pending) ran(run cni.Run) {
+func (p *pending) ran(begun *Run, run cni.Run) {
 	kept := Run{
 		Type: run.Type, Command: run.Command, Builtin: run.Builtin, Path: run.Path, Env: RedactEnv(run.Env),
 		Config: keepJSON(run.Stdin), Stdout: keepJSON(run.Stdout), Stderr: RedactText(string(bound(run.Stderr))),
@@ -254,6 +282,7 @@ func (p *pending) ran(run cni.Run) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.now = slices.DeleteFunc(p.now, func(r *Run) bool { return r == begun })
 	switch {
 	case p.ended:
 	case len(p.op.Runs) >= maxRuns:

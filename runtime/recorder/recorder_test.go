@@ -118,6 +118,24 @@ func TestOperationsNest(t *testing.T) {
 	}
 }
 
+// An operation under way shows which plugin runs now.
+func TestUnderWay(t *testing.T) {
+	r := newRecorder(t, t.TempDir())
+	ctx, end := r.Begin(t.Context(), Add, ByCRI, record("web", "abcdef"))
+	run(ctx, r, "ADD", nil)
+	_, _, ended := r.Observe(ctx, cni.Run{Type: "portmap", Command: "ADD", Start: time.Now().Add(-time.Minute)})
+	got := find(t, r, Query{})
+	if len(got) != 1 || got[0].State != UnderWay || len(got[0].Runs) != 2 || got[0].Runs[0].Running ||
+		!got[0].Runs[1].Running || got[0].Runs[1].Type != "portmap" || got[0].Runs[1].Took < 60 {
+		t.Errorf("under way: %+v", got)
+	}
+	ended(cni.Run{Type: "portmap", Command: "ADD"})
+	end(record("web", "abcdef"), nil, nil)
+	if got = find(t, r, Query{}); len(got) != 1 || got[0].State != Done || len(got[0].Runs) != 2 || got[0].Runs[1].Running {
+		t.Errorf("afterwards: %+v", got)
+	}
+}
+
 func TestQueries(t *testing.T) {
 	r := newRecorder(t, t.TempDir())
 	add(r, "web", "aaaa1111", nil)
