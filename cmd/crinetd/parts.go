@@ -334,6 +334,7 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	p.report = &report.Source{
 		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
 		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice,
+		Recorder: p.recorder, Table: p.hostPorts, Hairpin: p.options.HairpinMode == config.HairpinVeth && !p.options.Noop(),
 	}
 	if p.mapsHostPorts() {
 		p.report.HostPorts = p.hostPorts

@@ -16,6 +16,7 @@ const maxRequest = 64 << 10
 // Source answers the requests. All methods but the last two answer from memory or the
 // journal.
 type Source interface {
+	Teller
 	Status() Status
 	Plugins() Plugins
 	Pods() ([]Pod, error)
@@ -68,6 +69,7 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 		}
 		reply(w, log, trial)
 	})
+	handleTeller(mux, source, log)
 	mux.Handle("GET "+MetricsPath, metrics)
 	return mux
 }

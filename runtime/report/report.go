@@ -14,6 +14,7 @@ import (
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
+	"github.com/crinet-project/crinet/runtime/recorder"
 	"github.com/crinet-project/crinet/runtime/upstream"
 )
 
@@ -33,6 +34,10 @@ type Source struct {
 	Runtime   *upstream.Watcher
 	Keeper    *install.Keeper
 	HostPorts *hostport.Manager // nil if crinetd maps none
+	Recorder  *recorder.Recorder
+	// Table keeps the table inet crinet. Hairpin says that crinetd sets hairpin mode.
+	Table   *hostport.Manager
+	Hairpin bool
 }
 
 // Status is what crinetctl status shows.
