@@ -107,7 +107,7 @@ func TestWhyGoodPod(t *testing.T) {
 // screen.
 func TestWhyFailedPods(t *testing.T) {
 	t.Parallel()
-	n, client := newRecordedNode(t, "--cni-timeout=3s")
+	n, client := newRecordedNode(t, "--cni-timeout=15s")
 	fails := func(name string, words ...string) {
 		t.Helper()
 		if _, err := client.RunPod(n.ctx, n.PodConfig(name)); err == nil {

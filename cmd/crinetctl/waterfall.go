@@ -26,6 +26,9 @@ type bar struct {
 	words []string // below it
 }
 
+// isBar says whether a line of a screen is one of a waterfall.
+func isBar(line string) bool { return strings.HasPrefix(line, "  ") && strings.Count(line, "|") == 2 }
+
 // operation is a title and a waterfall: the steps of the sandbox, and the plugins that
 // ran.
 func (w *whyOptions) operation(box *why.Sandbox, o *recorder.Operation, now time.Time) []string {
@@ -94,7 +97,7 @@ func barOf(run *recorder.Run) bar {
 		return b
 	}
 	b.note = "FAILED"
-	b.words = wrap("      ", "it said: "+words(run), 2)
+	b.words = wrap("      ", "it said: "+shortened(words(run)), 2)
 	if run.Stderr != "" {
 		b.words = append(b.words, wrap("      ", "on standard error: "+quoted(run.Stderr), 2)...)
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,12 +56,23 @@ func (w *whyOptions) printStory(s *why.Story, now time.Time) error {
 	return nil
 }
 
-// fit cuts the story where the page is longer than a screen.
+// fit cuts the story where the page is longer than a screen: first bars of what did
+// not fail, then the end.
 func (p *screen) fit() {
+	const more = "  … (--all shows the rest)"
 	room := max(rows-len(p.head)-len(p.tail), 4)
-	if len(p.story) > room {
-		p.story = append(p.story[:room-2], "  … (--all shows the rest)", "")
+	if len(p.story) <= room {
+		return
 	}
+	for i := len(p.story) - 1; i >= 0 && len(p.story) >= room; i-- {
+		if isBar(p.story[i]) && !strings.Contains(p.story[i], "FAILED") && !strings.Contains(p.story[i], "RUNS") {
+			p.story = slices.Delete(p.story, i, i+1)
+		}
+	}
+	if len(p.story) >= room {
+		p.story = append(p.story[:room-2], "")
+	}
+	p.story = slices.Insert(p.story, len(p.story)-1, more)
 }
 
 // head is the verdict and the fault.
@@ -75,9 +88,22 @@ func (w *whyOptions) head(s *why.Story, now time.Time) []string {
 		lines = append(lines, wrap("", fmt.Sprintf("No crinetd answers: this is from the files in %s. hostPorts were not looked at.", s.Told), 2)...)
 	}
 	if s.Fault != "" {
-		lines = append(lines, wrap("  ", harmless(s.Fault), 3)...)
+		lines = append(lines, wrap("  ", harmless(shortened(s.Fault)), 3)...)
 	}
 	return append(lines, "")
+}
+
+// Parts of errors that the rest of the screen says as well, and ids that crictl shows
+// shorter.
+var (
+	whose   = regexp.MustCompile(`(pod refused: )?(network "[^"]*": (ADD|DEL|CHECK) of sandbox [0-9a-f]+: )?(plugin type="[^"]*" (name="[^"]*" )?failed \((add|delete|check)\): )?`)
+	longIDs = regexp.MustCompile(`\b([0-9a-f]{13})[0-9a-f]{51}\b`)
+)
+
+// shortened is an error as it is told beside the sandbox, network and plugin that it
+// is about.
+func shortened(fault string) string {
+	return longIDs.ReplaceAllString(whose.ReplaceAllString(fault, ""), "$1")
 }
 
 // when is when the last thing happened to a sandbox.
@@ -125,7 +151,7 @@ func (w *whyOptions) tail(s *why.Story) []string {
 		if i > 0 {
 			most = 3
 		}
-		lines = append(lines, wrap("  ", harmless(mend), most)...)
+		lines = append(lines, wrap("  ", harmless(shortened(mend)), most)...)
 	}
 	return lines
 }
@@ -164,7 +190,7 @@ func (w *whyOptions) sandbox(s *why.Story, n int, now time.Time) []string {
 		if box.File != "" {
 			line += fmt.Sprintf(" (%s): %s", harmless(box.File), harmless(box.Selected))
 		}
-		lines = append(lines, wrap("", line, 3)...)
+		lines = append(lines, wrap("", line, 2)...)
 	}
 	switch decisive := box.Decisive(); {
 	case box.Adopted && decisive == nil:

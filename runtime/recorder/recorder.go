@@ -121,6 +121,9 @@ func (p *pending) soFar() Operation {
 	defer p.mu.Unlock()
 	o := p.op
 	o.Took, o.Runs = time.Since(o.Start).Seconds(), slices.Clone(o.Runs)
+	for i := range o.Runs {
+		o.Runs[i].Env = slices.Clone(o.Runs[i].Env) // the end may cut it
+	}
 	for _, run := range p.now {
 		run := *run
 		run.Took = time.Since(run.Start).Seconds()

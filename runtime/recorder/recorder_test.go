@@ -413,3 +413,22 @@ func TestAPodCostsLittle(t *testing.T) {
 		t.Errorf("a pod costs %v, want %v", best, allowed)
 	}
 }
+
+// What was found of an operation under way is the finder's, also while the operation
+// goes on and ends.
+func TestLookedAtWhileItEnds(t *testing.T) {
+	r := newRecorder(t, t.TempDir())
+	ctx, end := r.Begin(t.Context(), Add, ByCRI, record("web", "abcdef"))
+	run(ctx, r, "ADD", errNet)
+	_, _, ended := r.Observe(ctx, cni.Run{Type: "portmap", Start: time.Now()})
+	all := find(t, r, Query{})
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		if text, err := json.Marshal(all); err != nil || !strings.Contains(string(text), UnderWay) {
+			t.Errorf("%s, %v", text, err)
+		}
+	})
+	ended(cni.Run{Type: "portmap"})
+	end(record("web", "abcdef"), nil, errNet)
+	looking.Wait()
+}

@@ -13,10 +13,16 @@ import (
 // slow is how long an operation may be under way before something is amiss.
 const slow = 10 * time.Second
 
+// hangs is said of a plugin that has been running for so long.
+const hangs = " and hangs"
+
 // judge finds what is amiss with the newest sandbox, and what to do.
 func (s *Story) judge() {
 	newest := &s.Sandboxes[0]
 	s.Verdict, s.Fault, s.Mends = newest.judge()
+	if s.Verdict == UnderWay && !strings.Contains(s.Fault, hangs) {
+		s.Mends = []string{"Nothing yet: ask again in a few seconds."}
+	}
 	if s.Fault != "" && len(s.Mends) == 0 {
 		s.Mends = hint(s.Fault, newest)
 	}
@@ -98,7 +104,7 @@ func (s *Sandbox) waiting(o *recorder.Operation) string {
 			since := time.Duration(run.Took * float64(time.Second)).Round(100 * time.Millisecond)
 			what += fmt.Sprintf("; plugin %s has been running %s for %s", run.Type, run.Command, since)
 			if since >= slow {
-				what += " and hangs"
+				what += hangs
 			}
 		}
 	}

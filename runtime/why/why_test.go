@@ -124,7 +124,7 @@ func TestVerdicts(t *testing.T) {
 		{"removed at the second try", (&node{}).op("ADD", "web", "aaaa", "").op("DEL", "web", "aaaa", "no").op("DEL", "web", "aaaa", ""), Removed, "", ""},
 		{"not removed", (&node{}).op("ADD", "web", "aaaa", "").op("DEL", "web", "aaaa", "no carrier").
 			has(journal.Detaching, "web", "aaaa", func(r *journal.Record) { r.LastError = "no carrier" }), Staying, "no carrier", "crinetctl status"},
-		{"under way", (&node{}).op("ADD", "web", "aaaa", "", running("foo", 1)).has(journal.Attaching, "web", "aaaa"), UnderWay, "foo has been running ADD for 1s", "plugin foo"},
+		{"under way", (&node{}).op("ADD", "web", "aaaa", "", running("foo", 1)).has(journal.Attaching, "web", "aaaa"), UnderWay, "foo has been running ADD for 1s", "Nothing yet"},
 		{"hangs", (&node{}).op("ADD", "web", "aaaa", "", running("foo", 30)).has(journal.Attaching, "web", "aaaa"), UnderWay, "and hangs", "Plugin foo hangs"},
 		{"offline, good", (&node{offline: true}).op("ADD", "web", "aaaa", ""), Stands, "", ""},
 		{"offline, part gone", (&node{offline: true, findings: []inspect.Finding{gone}}).op("ADD", "web", "aaaa", ""), Broken, "address", "put it back"},
