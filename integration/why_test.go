@@ -142,7 +142,7 @@ func TestWhyFailedPods(t *testing.T) {
 	if _, err := client.RunPod(n.ctx, n.PodConfig("unplugged")); err == nil {
 		t.Error("a pod came up without its plugin")
 	}
-	n.why("unplugged", 1, "REFUSED", "testplugin", "What to do")
+	n.why("unplugged", 1, "REFUSED", "testplugin", "What to do", "Install the plugin testplugin")
 	n.sh("mv %[1]s/testplugin.away %[1]s/testplugin", node.BinDir)
 	n.awaitSelection("recorded")
 
@@ -188,7 +188,7 @@ func TestWhyExhaustedRangeAndMissingIPAM(t *testing.T) {
 		n.removeAll(client)
 		return err != nil
 	})
-	n.why("unplugged", 1, "host-local", "What to do")
+	n.why("unplugged", 1, "FAILED", "host-local", "What to do", "Install the plugin host-local")
 	n.clean()
 }
 

@@ -97,14 +97,15 @@ func barOf(run *recorder.Run) bar {
 		return b
 	}
 	b.note = "FAILED"
-	b.words = wrap("      ", "it said: "+shortened(words(run)), 2)
+	b.words = wrap("      ", shortened(words(run)), 2)
 	if run.Stderr != "" {
 		b.words = append(b.words, wrap("      ", "on standard error: "+quoted(run.Stderr), 2)...)
 	}
 	return b
 }
 
-// words are what a plugin that failed said, quoted: its CNI error if it printed one.
+// words are what a plugin that failed said, quoted: its CNI error if it printed one,
+// or else how it ended.
 func words(run *recorder.Run) string {
 	var said struct {
 		Code         uint
@@ -115,9 +116,9 @@ func words(run *recorder.Run) string {
 		if said.Details != "" {
 			text += "; " + said.Details
 		}
-		return fmt.Sprintf("%s (code %d)", quoted(text), said.Code)
+		return fmt.Sprintf("it said: %s (code %d)", quoted(text), said.Code)
 	}
-	return quoted(run.Err)
+	return "error: " + quoted(run.Err)
 }
 
 func quoted(text string) string { return `"` + harmless(text) + `"` }

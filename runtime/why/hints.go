@@ -40,7 +40,7 @@ func classes() []class {
 				"If the daemon runs, see whether a DHCP server answers on the link.")},
 		{[]string{"subnet.env"}, always(
 			"flanneld has not written its file yet: see whether its pod runs on this node and what it logs (kubectl -n kube-flannel get pods -o wide). The kubelet tries this pod again by itself.")},
-		{[]string{"no executable of that name", "failed to find plugin"}, (*clue).pluginMissing},
+		{[]string{"no executable of that name", "failed to find plugin", " is not in /"}, (*clue).pluginMissing},
 		{[]string{"iptables", "ip6tables", "xtables"}, (*clue).toolMissing},
 		{[]string{"\"nft\"", "nft:", "nf_tables"}, (*clue).toolMissing},
 		{[]string{"does not have that plugin", "cannot be started"}, (*clue).pluginMissing},
@@ -104,21 +104,18 @@ func failedPlugin(text string, s *Sandbox) string {
 	return ""
 }
 
-// Decisive is the operation that says how the sandbox is: the one under way, the last
-// one that failed, or the last ADD; nil if none is recorded.
+// Decisive is the operation that says how the sandbox is: the one under way, an ADD
+// that failed, the last one if that failed, or else the ADD; nil if none is recorded.
 func (s *Sandbox) Decisive() *recorder.Operation {
 	if o := s.underWay(); o != nil {
 		return o
 	}
-	for i := len(s.Operations) - 1; i >= 0; i-- {
-		if s.Operations[i].Failed() {
-			return &s.Operations[i]
-		}
+	add := s.last(recorder.Add)
+	last := s.last(recorder.Add, recorder.Del, recorder.Check, recorder.RunPodSandbox)
+	if add == nil || last.Failed() && !add.Failed() {
+		return last
 	}
-	if add := s.last(recorder.Add); add != nil {
-		return add
-	}
-	return s.last(recorder.Del, recorder.Check)
+	return add
 }
 
 // file names the network's configuration.
@@ -154,6 +151,12 @@ func (c *clue) rangeExhausted() []string {
 }
 
 func (c *clue) pluginMissing() []string {
+	// A plugin may miss another one, such as its IPAM plugin.
+	for _, missing := range []string{`failed to find plugin \\*"([^"\\]+)`, `plugin ([^ :]+): no executable of that name`, `plugin ([^ :]+) is not in /`} {
+		if m := regexp.MustCompile(missing).FindStringSubmatch(c.text); m != nil {
+			c.plugin = m[1]
+		}
+	}
 	if c.plugin == "" {
 		return []string{"Install the plugin's binary, executable, into a directory of --cni-bin-dir; crinetctl probe shows what is there."}
 	}

@@ -42,14 +42,14 @@ func (s *Sandbox) judge() (verdict Verdict, fault string, mends []string) {
 		return Failed, run.Err, nil
 	case s.record != nil:
 		return s.judgeStanding()
-	case s.State == string(journal.Detaching) && s.undo != "":
-		return Staying, s.undo, nil
-	case s.State == string(journal.Detaching):
-		return Staying, "its network is to be removed, and crinetd has not managed to yet", nil
 	case add != nil && add.State == recorder.CutOff:
 		return CutOff, "crinetd ended while the ADD was under way; the next crinetd undoes what was done", nil
 	case add != nil && add.Err != "":
 		return Failed, add.Err, nil
+	case s.State == string(journal.Detaching) && s.undo != "":
+		return Staying, s.undo, nil
+	case s.State == string(journal.Detaching):
+		return Staying, "its network is to be removed, and crinetd has not managed to yet", nil
 	case run != nil:
 		return Failed, run.Err, nil
 	}
