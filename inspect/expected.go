@@ -34,10 +34,11 @@ type address struct {
 	link   string
 }
 
-// route is a route of the sandbox. The gateway is the zero Addr if any will do.
+// route is a route of the sandbox. The gateway is the zero Addr if any will do; via is
+// the one that ADD took, as far as that is known.
 type route struct {
-	to      netip.Prefix
-	gateway netip.Addr
+	to           netip.Prefix
+	gateway, via netip.Addr
 }
 
 // plugin is what counts in the configuration of a plugin that inspect knows.
@@ -83,10 +84,16 @@ func expect(a *cni.Attachment) (want expected, err error) {
 			continue
 		}
 		gateway, _ := netip.AddrFromSlice(r.GW)
+		via := gateway.Unmap()
+		for _, address := range want.gateways { // as plugins take the one of an address
+			if !via.IsValid() && address.Is4() == to.Addr().Is4() {
+				via = address
+			}
+		}
 		if to.Bits() == 0 {
 			gateway = netip.Addr{} // any default route will do, as for CHECK
 		}
-		want.routes = append(want.routes, route{to, gateway.Unmap()})
+		want.routes = append(want.routes, route{to, gateway.Unmap(), via})
 	}
 	want.takeConfig(a)
 	return want, nil

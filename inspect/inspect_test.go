@@ -154,6 +154,7 @@ func TestMendsWork(t *testing.T) {
 	for _, drift := range []func(p *place){
 		func(p *place) { p.pod.ip(p.t, "address del fd00:1::2/64 dev eth0") },
 		func(p *place) { p.pod.ip(p.t, "route del 192.0.2.0/24") },
+		func(p *place) { p.pod.ip(p.t, "route del default") },
 		func(p *place) { p.node.ip(p.t, "link set veth0 down") },
 		func(p *place) { p.node.ip(p.t, "link set veth0 nomaster") },
 		func(p *place) { p.node.ip(p.t, "link set cni0 down") },

@@ -90,11 +90,14 @@ func (i *inspection) routes(context.Context) error {
 		what, via := want.to.String(), ""
 		switch {
 		case want.gateway.IsValid():
-			via = " via " + want.gateway.String()
+			what += " via " + want.gateway.String()
 		case want.to.Bits() == 0:
 			what += " (the default route)"
 		}
-		i.check(PartRoute, what+via, have, i.inside(fmt.Sprintf("ip route add %s%s dev %s", want.to, via, i.subject.Attachment.IfName))+", or "+remake)
+		if want.via.IsValid() {
+			via = " via " + want.via.String()
+		}
+		i.check(PartRoute, what, have, i.inside(fmt.Sprintf("ip route add %s%s dev %s", want.to, via, i.subject.Attachment.IfName))+", or "+remake)
 	}
 	return nil
 }

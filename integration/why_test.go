@@ -315,3 +315,71 @@ func TestWhyKeepsNoSecrets(t *testing.T) {
 	n.removeAll(client)
 	n.clean()
 }
+
+// otherNetworks are networks as the reference plugins make them.
+var otherNetworks = []struct{ name, plugins string }{
+	{"dual", `{"type": "bridge", "bridge": "dual0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.31.0.0/16"}], [{"subnet": "fd00:31::/64"}]]}}, {"type": "portmap", "capabilities": {"portMappings": true}}`},
+	{"six", `{"type": "bridge", "bridge": "six0", "isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": "fd00:32::/64"}}`},
+	{"nogateway", `{"type": "bridge", "bridge": "nogw0", "ipam": {"type": "host-local", "subnet": "10.33.0.0/16", "routes": [{"dst": "192.0.2.0/24"}]}}`},
+	{"pair", `{"type": "ptp", "ipMasq": true, "ipam": {"type": "host-local", "subnet": "10.34.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}}`},
+	{"lan", `{"type": "macvlan", "master": "` + node.Uplink + `", "mode": "bridge", "ipam": {"type": "static",
+		"addresses": [{"address": "198.51.100.77/24", "gateway": "198.51.100.1"}], "routes": [{"dst": "0.0.0.0/0"}]}}`},
+	{"overlay", `{"type": "flannel", "delegate": {"bridge": "overlay0", "hairpinMode": true}}`},
+	{"tuned", `{"type": "bridge", "bridge": "tuned0", "isGateway": true, "ipam": {"type": "host-local", "subnet": "10.36.0.0/16"}},
+		{"type": "tuning", "mtu": 1400, "mac": "c2:b0:57:49:47:f1"}`},
+}
+
+// Of networks that are as their plugins left them nothing is missed, whether they run
+// inside crinetd or are executed.
+func TestWhyMissesNothingOfOtherNetworks(t *testing.T) {
+	t.Parallel()
+	for _, builtins := range []string{"all", "off"} {
+		t.Run(builtins, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.ok(n.WriteConf("10-first.conflist", plain("first")))
+			n.ok(n.WriteFile("/run/flannel/subnet.env", "FLANNEL_NETWORK=10.35.0.0/16\nFLANNEL_SUBNET=10.35.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
+			n.ok(n.StartContainerd(n.ctx))
+			flags := cniFlags
+			if builtins == "off" {
+				flags = append([]string{"--builtin-plugins=off"}, cniFlags...)
+			}
+			n.ok(n.StartCrinetd(n.ctx, flags...))
+			client := n.client(node.CrinetdSocket)
+			for _, c := range otherNetworks {
+				version := "1.0.0"
+				if c.name == "overlay" {
+					version = "0.3.1" // flannel's binary knows no later one
+				}
+				n.ok(n.WriteConf("05-net.conflist", fmt.Sprintf(`{"cniVersion": %q, "name": %q, "plugins": [%s]}`, version, c.name, c.plugins)))
+				n.awaitLive(c.name, c.name, cleanTimeout)
+				n.awaitNetwork(client, true)
+				pod := n.runPod(client, "on-"+c.name)
+				n.why("on-"+c.name, 0, "its network stands", "Network "+c.name)
+				n.ok(pod.StopAndRemove(n.ctx))
+			}
+			n.clean()
+		})
+	}
+}
+
+// A pod from before crinetd came is told of, and what is missing of it is named.
+func TestWhyAdoptedPod(t *testing.T) {
+	t.Parallel()
+	n := newNodeOf(t, node.Options{RuntimeConfDir: node.ConfDir})
+	n.ok(n.WriteConf("10-mynet.conflist", otherBridge))
+	n.ok(n.StartContainerd(n.ctx))
+	direct := n.client(node.ContainerdSocket)
+	n.awaitNetwork(direct, true)
+	pod := n.runPod(direct, "before")
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.awaitNetwork(n.client(node.CrinetdSocket), true)
+	n.why("before", 0, "its network stands", "before crinetd came", "All parts stand now")
+	n.sh("ip link set other0 down")
+	n.why("before", 1, "does NOT STAND", "bridge: want other0, which is up", "ip link set other0 up")
+	n.sh("ip link set other0 up")
+	n.why("before", 0)
+	n.ok(pod.StopAndRemove(n.ctx))
+	n.clean()
+}

@@ -17,6 +17,8 @@ import (
 type Engine interface {
 	// Begin admits a pod; nothing exists of it when it is refused.
 	Begin(context.Context, journal.Pod, []hostport.Mapping) (*engine.Flight, error)
+	// Ending says that the runtime is about to be asked to end a sandbox.
+	Ending(id string) (over func())
 	// DetachSandbox makes sure that a sandbox's network is gone.
 	DetachSandbox(ctx context.Context, id string) error
 	// Ready says whether new pods can get a network.

@@ -90,6 +90,7 @@ type Engine struct {
 	gates    gates
 	queue    *queue
 	removed  recentKeys
+	ending   ending
 	failures addFailures
 	started  time.Time
 	now      func() time.Time

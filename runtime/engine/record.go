@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"strings"
+	"sync"
 
 	"github.com/crinet-project/crinet/runtime/journal"
 )
@@ -33,13 +35,55 @@ func askedBy(ctx context.Context, by string) context.Context {
 	return context.WithValue(ctx, asker{}, by)
 }
 
+// ending are the sandboxes that the runtime was asked through crinetd to stop or
+// remove. The zero value is ready.
+type ending struct {
+	mu  sync.Mutex     // guards what follows
+	ids map[string]int // sandbox id, or its beginning -> calls under way
+}
+
+// Ending says that the runtime is about to be asked to end a sandbox, named by its id
+// or the beginning of it, until over is called. It is for the Recorder: the DEL that
+// comes meanwhile is the caller's.
+func (e *Engine) Ending(id string) (over func()) {
+	s := &e.ending
+	add := func(n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.ids == nil {
+			s.ids = make(map[string]int)
+		}
+		if s.ids[id] += n; s.ids[id] == 0 {
+			delete(s.ids, id)
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// has says whether a sandbox is being ended.
+func (s *ending) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for asked := range s.ids {
+		if asked != "" && strings.HasPrefix(id, asked) {
+			return true
+		}
+	}
+	return false
+}
+
 // record begins an operation at the Recorder, if there is one.
 func (e *Engine) record(ctx context.Context, verb string, about *journal.Record) (_ context.Context, end func(*journal.Record, []journal.StepTime, error)) {
 	if e.recorder == nil {
 		return ctx, func(*journal.Record, []journal.StepTime, error) {}
 	}
 	by, ok := ctx.Value(asker{}).(string)
-	if !ok {
+	switch {
+	case ok:
+	case verb == "DEL" && e.ending.has(about.Attachment.ContainerID):
+		by = byCRI
+	default:
 		by = byRuntime
 	}
 	return e.recorder.Begin(ctx, verb, by, about)

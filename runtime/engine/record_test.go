@@ -78,6 +78,13 @@ func TestOperationsAreRecorded(t *testing.T) {
 	try(err, "ADD b by cri mynet create netns plugin")
 	try(n.DetachSandbox(t.Context(), "b"), "DEL b by cri mynet create netns plugin start")
 
+	if _, err = n.Attach(t.Context(), call("asked")); err == nil {
+		over := n.Ending("ask")
+		err = n.Detach(t.Context(), call("asked"))
+		over()
+	}
+	try(err, "ADD asked by runtime mynet netns plugin", "DEL asked by cri mynet netns plugin")
+
 	n.plugin.setUp = func(context.Context, *cni.Attachment) error { return errFake }
 	if _, err := n.Attach(t.Context(), call("c")); err == nil {
 		t.Error("ADD succeeds")
