@@ -50,6 +50,8 @@ func (s *Sandbox) judge() (verdict Verdict, fault string, mends []string) {
 		return Staying, s.undo, nil
 	case s.State == string(journal.Detaching):
 		return Staying, "its network is to be removed, and crinetd has not managed to yet", nil
+	case s.State == string(journal.Attaching):
+		return UnderWay, "its ADD is under way", nil
 	case run != nil:
 		return Failed, run.Err, nil
 	}

@@ -35,8 +35,13 @@ func Tell(ctx context.Context, s Sources, pod string) (*Story, error) {
 	}
 	story.Pod = pods[0].Pod
 	newest := &story.Sandboxes[0]
-	if r := newest.record; r != nil && (s.Stands == nil || s.Stands(r)) {
-		newest.Findings = s.Inspect(ctx, r)
+	if r := newest.record; r != nil {
+		if s.Stands == nil || s.Stands(r) {
+			newest.Findings = s.Inspect(ctx, r)
+		} else {
+			newest.record, newest.State = nil, string(journal.Detaching)
+			newest.undo = "the node was restarted since, and its network is to be removed"
+		}
 	}
 	story.judge()
 	return story, nil

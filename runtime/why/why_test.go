@@ -21,6 +21,7 @@ type node struct {
 	operations []recorder.Operation
 	records    []*journal.Record
 	offline    bool
+	boot       string // the records' is empty
 	findings   []inspect.Finding
 	inspected  []string
 }
@@ -78,6 +79,7 @@ func (n *node) tell(t *testing.T, what string) (*Story, error) {
 			return n.findings
 		},
 	}
+	s.Stands = func(r *journal.Record) bool { return r.BootID == n.boot }
 	if !n.offline {
 		s.Records = func() ([]*journal.Record, error) { return n.records, nil }
 	}
@@ -128,6 +130,8 @@ func TestVerdicts(t *testing.T) {
 			has(journal.Detaching, "web", "aaaa", func(r *journal.Record) { r.LastError = "no carrier" }), Failed, "no", "crinetctl status"},
 		{"under way", (&node{}).op("ADD", "web", "aaaa", "", running("foo", 1)).has(journal.Attaching, "web", "aaaa"), UnderWay, "foo has been running ADD for 1s", "Nothing yet"},
 		{"hangs", (&node{}).op("ADD", "web", "aaaa", "", running("foo", 30)).has(journal.Attaching, "web", "aaaa"), UnderWay, "and hangs", "Plugin foo hangs"},
+		{"under way, and nothing recorded", (&node{}).has(journal.Attaching, "web", "aaaa"), UnderWay, "under way", "Nothing yet"},
+		{"of an earlier boot", (&node{boot: "this"}).op("ADD", "web", "aaaa", "").has(journal.Attached, "web", "aaaa"), Staying, "restarted", "crinetctl status"},
 		{"offline, good", (&node{offline: true}).op("ADD", "web", "aaaa", ""), Stands, "", ""},
 		{"offline, part gone", (&node{offline: true, findings: []inspect.Finding{gone}}).op("ADD", "web", "aaaa", ""), Broken, "address", "put it back"},
 		{"offline, removed", (&node{offline: true}).op("ADD", "web", "aaaa", "").op("DEL", "web", "aaaa", ""), Removed, "", ""},
