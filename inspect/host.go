@@ -165,8 +165,10 @@ func (i *inspection) way(context.Context) error {
 	if !i.want.routed || len(i.ends) != 1 {
 		return nil
 	}
-	outer := i.ends[0].outer.Attrs()
-	good := []int{outer.Index, outer.MasterIndex}
+	device, known := i.routedBy()
+	if !known {
+		return nil
+	}
 	for _, want := range i.want.addresses {
 		// Where a part is missing already, the way is missing with it.
 		if slices.ContainsFunc(i.findings, func(f Finding) bool { return !f.OK && f.Part != PartRoute }) {
@@ -179,16 +181,28 @@ func (i *inspection) way(context.Context) error {
 			have = "the node has no route"
 		case err != nil:
 			return fmt.Errorf("the node's route to %s: %w", want.prefix.Addr(), err)
-		case len(routes) > 0 && !slices.Contains(good, routes[0].LinkIndex):
+		case len(routes) > 0 && routes[0].LinkIndex != device.Index:
 			have = "another interface: " + i.nameOf(routes[0].LinkIndex)
 		}
-		by := outer.Name
-		if outer.MasterIndex != 0 {
-			by = i.nameOf(outer.MasterIndex)
-		}
+		by := device.Name
 		i.check(PartWay, fmt.Sprintf("%s by %s", want.prefix.Addr(), by), have, fmt.Sprintf("ip route add %s dev %s", want.prefix.Addr(), by))
 	}
 	return nil
+}
+
+// routedBy is the interface by which the node's routes lead to the pod: the host's end,
+// or the bridge that it is a port of. In a VRF they are in other tables than the
+// kernel is asked about, so that it is not known then.
+func (i *inspection) routedBy() (device *netlink.LinkAttrs, known bool) {
+	device = i.ends[0].outer.Attrs()
+	if device.MasterIndex == 0 {
+		return device, true
+	}
+	master, err := i.host.LinkByIndex(device.MasterIndex)
+	if err != nil || master.Type() != "bridge" || master.Attrs().MasterIndex != 0 {
+		return nil, false
+	}
+	return master.Attrs(), true
 }
 
 func (i *inspection) nameOf(index int) string {
@@ -219,14 +233,13 @@ func (i *inspection) sysctls(context.Context) error {
 	if !i.want.routed || len(i.ends) == 0 {
 		return nil
 	}
-	outer := i.ends[0].outer.Attrs()
-	device := outer.Name
-	if outer.MasterIndex != 0 {
-		device = i.nameOf(outer.MasterIndex)
+	device, known := i.routedBy()
+	if !known {
+		return nil
 	}
 	seen := make(map[string]bool)
 	for _, a := range i.want.addresses {
-		keys := []string{"net/ipv4/ip_forward", "net/ipv4/conf/" + device + "/forwarding"}
+		keys := []string{"net/ipv4/ip_forward", "net/ipv4/conf/" + device.Name + "/forwarding"}
 		if a.prefix.Addr().Is6() {
 			keys = []string{"net/ipv6/conf/all/forwarding"}
 		}

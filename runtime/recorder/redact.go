@@ -19,7 +19,7 @@ var hints = []string{
 // secretWords make a key one of a secret, wherever they are in it.
 var secretWords = []string{"password", "passwd", "passphrase", "token", "secret", "authorization", "credential", "kubeconfig"}
 
-const secretKey = `[a-z0-9_.-]*(?:passw(?:or)?d|passphrase|token|secret|authorization|credential|api[_-]?key|private[_-]?key)[a-z0-9_.-]*`
+const secretKey = `[a-z0-9_.-]*(?:passw(?:or)?d|passphrase|token|secret|authorization|credential|api[_-]?key|private[_-]?key|client[_-]?key)[a-z0-9_.-]*`
 
 // Secrets in text: KEY=VALUE and "KEY": "VALUE" also with escaped quotes, the
 // credentials of HTTP, those in URLs, private keys.
@@ -119,6 +119,9 @@ func isSecret(key string) bool {
 func redactValue(value any) any {
 	switch v := value.(type) {
 	case string:
+		if inner := strings.TrimSpace(v); strings.HasPrefix(inner, "{") && suspicious([]byte(inner)) && json.Valid([]byte(inner)) {
+			return string(Redact([]byte(inner))) // such as an annotation of kubectl's
+		}
 		return RedactText(v)
 	case []any:
 		for i := range v {

@@ -20,6 +20,8 @@ func TestRedact(t *testing.T) {
 		{"kubeconfig's file", `{"kubernetes":{"kubeconfig":"/etc/cni/net.d/calico-kubeconfig"}}`, `/etc/cni/net.d/calico-kubeconfig`},
 		{"in a message", `{"code":100,"msg":"login with password=hunter2hunter2 failed"}`, `"msg":"login with password=`},
 		{"JSON in a string", `{"code":100,"msg":"sent {\"token\":\"hunter2hunter2\"}"}`, `"code":100`},
+		{"name and value in a string", `{"annotations":{"last-applied":"{\"env\":[{\"name\":\"MY_TOKEN\",\"value\":\"hunter2hunter2\"}],\"image\":\"web\"}"}}`, `image`},
+		{"YAML", "users:\n- user:\n    client-key-data: hunter2hunter2\n", `users`},
 		{"url", `{"code":100,"details":"dial https://me:hunter2hunter2@db/x"}`, `https://me:`},
 		{"bearer", `{"msg":"header Authorization: Bearer hunter2hunter2"}`, `header`},
 		{"no JSON", `panic: token="hunter2hunter2" was refused`, `was refused`},
