@@ -409,5 +409,5 @@ func (l leases) Attachments() ([]dhcpd.Attachment, error) {
 }
 
 func (l leases) Check(ctx context.Context, a dhcpd.Attachment) error {
-	return l.engine.Check(ctx, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+	return l.engine.Check(engine.OnOwnBehalf(ctx), journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
 }

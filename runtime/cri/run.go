@@ -59,10 +59,10 @@ func (h *Hooks) make(ctx context.Context, request []byte, req sandboxMaker, made
 	defer end()
 	response, err := next(callCtx, request)
 	if err != nil {
-		flight.Failed(ctx, outcomeUnknown(err))
-		if flight.Cause() == nil { // otherwise its ADD is recorded
+		if flight.Cause() == nil && !flight.Adding() { // otherwise its ADD says why
 			h.failed(req.GetConfig(), "", err)
 		}
+		flight.Failed(ctx, outcomeUnknown(err))
 		if errors.Is(context.Cause(callCtx), errNoTime) {
 			return nil, status.Errorf(codes.DeadlineExceeded, "%v; the runtime is still removing the sandbox, and the caller does not wait any longer", flight.Cause())
 		}

@@ -73,6 +73,9 @@ func (s *ending) has(id string) bool {
 	return false
 }
 
+// OnOwnBehalf notes that crinetd itself asks for what is done under the context.
+func OnOwnBehalf(ctx context.Context) context.Context { return askedBy(ctx, byCrinetd) }
+
 // record begins an operation at the Recorder, if there is one.
 func (e *Engine) record(ctx context.Context, verb string, about *journal.Record) (_ context.Context, end func(*journal.Record, []journal.StepTime, error)) {
 	if e.recorder == nil {

@@ -64,6 +64,7 @@ func TestOperationsAreRecorded(t *testing.T) {
 	_, err := n.Attach(t.Context(), call("a"))
 	try(err, "ADD a by runtime mynet netns plugin")
 	try(n.Check(t.Context(), call("a").Key()), "CHECK a by runtime mynet")
+	try(n.Check(OnOwnBehalf(t.Context()), call("a").Key()), "CHECK a by crinetd mynet")
 	try(n.Detach(t.Context(), call("a")), "DEL a by runtime mynet netns plugin")
 	try(n.Detach(t.Context(), call("a")))
 
@@ -71,10 +72,23 @@ func TestOperationsAreRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.plugin.setUp = func(context.Context, *cni.Attachment) error {
+		if !flight.Adding() {
+			t.Error("an ADD under way is not told")
+		}
+		return nil
+	}
+	if flight.Adding() {
+		t.Error("an ADD that has not begun counts as under way")
+	}
 	if _, err = n.Attach(t.Context(), call("b")); err == nil {
 		err = flight.Started(t.Context())
 	}
+	if flight.Adding() {
+		t.Error("an ADD that has ended counts as under way")
+	}
 	flight.End()
+	n.plugin.setUp = nil
 	try(err, "ADD b by cri mynet create netns plugin")
 	try(n.DetachSandbox(t.Context(), "b"), "DEL b by cri mynet create netns plugin start")
 

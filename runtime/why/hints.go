@@ -44,7 +44,7 @@ func classes() []class {
 		{[]string{"iptables", "ip6tables", "xtables"}, (*clue).toolMissing},
 		{[]string{"\"nft\"", "nft:", "nf_tables"}, (*clue).toolMissing},
 		{[]string{"does not have that plugin", "cannot be started"}, (*clue).pluginMissing},
-		{[]string{"and hangs", "did not finish in time", "deadline exceeded", "given up on add", "gave up waiting", "timed out", "timeout"}, (*clue).hangs},
+		{[]string{"and hangs", "did not finish in time", "deadline exceeded", "given up on add", "gave up waiting", "timed out", "timeout", "context canceled"}, (*clue).hangs},
 		{[]string{"without calling crinet"}, always(
 			"The container runtime used another CNI configuration than crinet's, so that the pod has no hostPorts of crinet's: crinetctl status, line Runtime, says which file it loaded. " +
 				"Remove that file from the runtime's conf dir or have it sorted after 00-crinet.conflist, and delete the pod.")},

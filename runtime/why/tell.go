@@ -34,6 +34,7 @@ func Tell(ctx context.Context, s Sources, pod string) (*Story, error) {
 		return &Story{Told: s.Told, Candidates: pods, Sandboxes: []Sandbox{}}, nil
 	}
 	story.Pod = pods[0].Pod
+	standingFirst(story.Sandboxes)
 	newest := &story.Sandboxes[0]
 	if r := newest.record; r != nil {
 		if s.Stands == nil || s.Stands(r) {
@@ -45,6 +46,24 @@ func Tell(ctx context.Context, s Sources, pod string) (*Story, error) {
 	}
 	story.judge()
 	return story, nil
+}
+
+// standingFirst puts a sandbox that has a network before later attempts to make another
+// one for the same pod: a caller that lost patience, and then asks again, is told that
+// the sandbox is there already.
+func standingFirst(all []Sandbox) {
+	if all[0].ID != "" {
+		return
+	}
+	uid := all[0].Operations[0].Pod.UID
+	for i := range all {
+		if r := all[i].record; r != nil && r.Pod.UID == uid {
+			standing := all[i]
+			copy(all[1:i+1], all[:i])
+			all[0] = standing
+			return
+		}
+	}
 }
 
 // about returns the operations and records of the pods that a text names. Names and

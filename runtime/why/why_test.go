@@ -111,6 +111,9 @@ func TestVerdicts(t *testing.T) {
 		{"adopted", (&node{}).has(journal.Attached, "web", "aaaa", func(r *journal.Record) { r.Adopted = true }), Stands, "", ""},
 		{"failed, then good", (&node{}).op("ADD", "web", "aaaa", "no").op("ADD", "web", "bbbb", "").has(journal.Attached, "web", "bbbb"), Stands, "", ""},
 		{"refused, then good", (&node{}).op("RunPodSandbox", "web", "", "pod refused: no").op("ADD", "web", "bbbb", "").has(journal.Attached, "web", "bbbb"), Stands, "", ""},
+		{"asked again while it stands", (&node{}).op("ADD", "web", "aaaa", "").op("RunPodSandbox", "web", "", "name is reserved").has(journal.Attached, "web", "aaaa"), Stands, "", ""},
+		{"another pod of the name is refused", (&node{}).op("ADD", "web", "aaaa", "").has(journal.Attached, "web", "aaaa", func(r *journal.Record) { r.Pod.UID = "older" }).
+			op("RunPodSandbox", "web", "", "pod refused: no"), Refused, "no", "crinetctl status"},
 		{"part gone", (&node{findings: []inspect.Finding{{OK: true}, gone}}).op("ADD", "web", "aaaa", "").has(journal.Attached, "web", "aaaa"),
 			Broken, "address: want 10.1.0.2/16 on eth0, have it is not", "put it back"},
 		{"CHECK fails", (&node{}).op("ADD", "web", "aaaa", "").op("CHECK", "web", "aaaa", "no lease").has(journal.Attached, "web", "aaaa"), Broken, "CHECK: no lease", "crinetctl status"},
