@@ -44,7 +44,8 @@ type Finding struct {
 	Want string `json:"want"`
 	Have string `json:"have,omitempty"`
 	OK   bool   `json:"ok"`
-	// Mend is what to do, empty if all is well.
+	// Mend is what to do, empty if all is well. It may have several lines: a command, and
+	// an alternative that begins with "or".
 	Mend string `json:"mend,omitempty"`
 }
 
@@ -70,6 +71,9 @@ type Subject struct {
 
 // remake is the mend of what nobody can put back.
 const remake = "delete the pod: its controller makes a new one, with a new network"
+
+// orRemake is the alternative to a command in the sandbox.
+const orRemake = "\nor " + remake
 
 // patience bounds a request to the kernel.
 const patience = 2 * time.Second

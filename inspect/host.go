@@ -39,7 +39,7 @@ func (i *inspection) hostEnds(context.Context) error {
 		if outer.Attrs().Flags&net.FlagUp == 0 {
 			have = host + ", which is down"
 		}
-		i.check(PartHostEnd, host+", which is up", have, "ip link set "+host+" up")
+		i.check(PartHostEnd, host+", which is up", have, outside("ip link set %s up", host))
 	}
 	return nil
 }
@@ -67,7 +67,7 @@ func (i *inspection) inHost(ctx context.Context) error {
 		if link.Attrs().Flags&net.FlagUp == 0 {
 			have = name + ", which is down"
 		}
-		i.check(PartBridge, name+", which is up", have, "ip link set "+name+" up")
+		i.check(PartBridge, name+", which is up", have, outside("ip link set %s up", name))
 	}
 	if err := i.ports(bridge); err != nil {
 		return err
@@ -91,7 +91,7 @@ func (i *inspection) ports(bridge netlink.Link) error {
 				have = "no port of it"
 			}
 			name := bridge.Attrs().Name
-			if !i.check(PartHostEnd, at.Name+" as a port of "+name, have, fmt.Sprintf("ip link set %s master %s", at.Name, name)) {
+			if !i.check(PartHostEnd, at.Name+" as a port of "+name, have, outside("ip link set %s master %s", at.Name, name)) {
 				continue
 			}
 		}
@@ -120,7 +120,7 @@ func (i *inspection) hairpin(port netlink.Link) error {
 	if !info.Hairpin {
 		have = "off: the pod cannot reach itself through its hostPorts and Services"
 	}
-	i.check(PartHostEnd, "hairpin mode of "+name, have, fmt.Sprintf("bridge link set dev %s hairpin on", name))
+	i.check(PartHostEnd, "hairpin mode of "+name, have, outside("bridge link set dev %s hairpin on", name))
 	return nil
 }
 
@@ -154,7 +154,7 @@ func (i *inspection) gateway(bridge netlink.Link) error {
 		if bridge != nil && n < len(i.want.addresses) {
 			prefix = netip.PrefixFrom(want, i.want.addresses[n].prefix.Bits()).String()
 		}
-		i.check(PartBridge, fmt.Sprintf("the gateway's address %s on %s", want, name), have, fmt.Sprintf("ip address add %s dev %s", prefix, name))
+		i.check(PartBridge, fmt.Sprintf("the gateway's address %s on %s", want, name), have, outside("ip address add %s dev %s", prefix, name))
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (i *inspection) way(context.Context) error {
 			have = "another interface: " + i.nameOf(routes[0].LinkIndex)
 		}
 		by := device.Name
-		i.check(PartWay, fmt.Sprintf("%s by %s", want.prefix.Addr(), by), have, fmt.Sprintf("ip route add %s dev %s", want.prefix.Addr(), by))
+		i.check(PartWay, fmt.Sprintf("%s by %s", want.prefix.Addr(), by), have, outside("ip route add %s dev %s", want.prefix.Addr(), by))
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (i *inspection) sysctls(context.Context) error {
 				have = value
 			}
 			// sysctl(8) takes names with slashes, where devices may have dots.
-			i.check(PartSysctl, key+" = 1", have, "sysctl -w "+key+"=1, and in /etc/sysctl.d what set it to 0")
+			i.check(PartSysctl, key+" = 1", have, outside("sysctl -w %s=1", key)+"\nand correct what set it to 0, such as a file in /etc/sysctl.d")
 		}
 	}
 	return nil

@@ -169,7 +169,7 @@ func TestMendsWork(t *testing.T) {
 				if f.OK {
 					continue
 				}
-				command, _, _ := strings.Cut(f.Mend, ", ")
+				command, _, _ := strings.Cut(f.Mend, "\n")
 				p.node.do(t, func() error {
 					out, err := exec.Command("sh", "-c", command).CombinedOutput()
 					if err != nil {
@@ -287,5 +287,25 @@ func TestInspectIsQuickAndBounded(t *testing.T) {
 	p.node.do(t, func() error { findings = Inspect(over, p.subject); return nil })
 	if OK(findings) {
 		t.Errorf("a context that has ended: %v", findings)
+	}
+}
+
+// A command can be given to a shell as it is, whatever an interface is called.
+func TestCommandsAreQuoted(t *testing.T) {
+	for text, want := range map[string]string{
+		"eth0": "eth0", "eth0.5": "eth0.5", "/proc/7/fd/8": "/proc/7/fd/8", "fd00::2/64": "fd00::2/64",
+		"": "''", "a;reboot": "'a;reboot'", "$(x)": "'$(x)'", "it's": `'it'\''s'`, "ä": "'ä'",
+	} {
+		if got := word(text); got != want {
+			t.Errorf("%q became %s, want %s", text, got, want)
+		}
+	}
+	for netns, want := range map[string]string{
+		"/var/run/netns/cni-1": "ip -n cni-1 link set 'a b' up", "/proc/7/ns/net": "nsenter --net=/proc/7/ns/net ip link set 'a b' up",
+	} {
+		i := &inspection{netns: netns}
+		if got := i.inside("link set %s up", "a b"); got != want {
+			t.Errorf("in %s: %s, want %s", netns, got, want)
+		}
 	}
 }

@@ -3,7 +3,11 @@ package inspect
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -61,7 +65,31 @@ func handleIn(path string) (handle *netlink.Handle, err error) {
 	return handle, nil
 }
 
-// inside is a command line that runs a command in the sandbox's namespace.
-func (i *inspection) inside(command string) string {
-	return fmt.Sprintf("nsenter --net=%q %s", i.netns, command)
+// inside is a command line of ip(8) in the sandbox's namespace.
+func (i *inspection) inside(format string, words ...any) string {
+	dir, name := filepath.Split(i.netns)
+	if dir == "/run/netns/" || dir == "/var/run/netns/" {
+		return fmt.Sprintf("ip -n %s ", word(name)) + outside(format, words...)
+	}
+	return fmt.Sprintf("nsenter --net=%s ip ", word(i.netns)) + outside(format, words...)
+}
+
+// outside makes a command line of words that a shell takes as they are.
+func outside(format string, words ...any) string {
+	for n := range words {
+		words[n] = word(fmt.Sprint(words[n]))
+	}
+	return fmt.Sprintf(format, words...)
+}
+
+// word quotes a word for a shell if that would not take it as it is: interfaces may
+// have any name.
+func word(text string) string {
+	safe := func(r rune) bool {
+		return r < utf8.RuneSelf && (unicode.IsLetter(r) || unicode.IsDigit(r)) || strings.ContainsRune("-_.:/@=+%,", r)
+	}
+	if text != "" && strings.IndexFunc(text, func(r rune) bool { return !safe(r) }) < 0 {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }

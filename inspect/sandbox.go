@@ -27,7 +27,7 @@ func (i *inspection) interfaces(context.Context) error {
 		if link.Attrs().Flags&net.FlagUp == 0 {
 			have = name + ", which is down"
 		}
-		if i.check(PartInterface, name+", which is up", have, i.inside("ip link set "+name+" up")+", and then add its routes, or "+remake) {
+		if i.check(PartInterface, name+", which is up", have, i.inside("link set %s up", name)+orRemake) {
 			i.links[name] = link
 		}
 	}
@@ -61,7 +61,7 @@ func (i *inspection) addresses(context.Context) error {
 			break
 		}
 		i.check(PartAddress, fmt.Sprintf("%s on %s", want.prefix, on), have,
-			i.inside(fmt.Sprintf("ip address add %s dev %s", want.prefix, on))+", or "+remake)
+			i.inside("address add %s dev %s", want.prefix, on)+orRemake)
 	}
 	return nil
 }
@@ -95,9 +95,9 @@ func (i *inspection) routes(context.Context) error {
 			what += " (the default route)"
 		}
 		if want.via.IsValid() {
-			via = " via " + want.via.String()
+			via = " via " + want.via.String() // such as no shell minds
 		}
-		i.check(PartRoute, what, have, i.inside(fmt.Sprintf("ip route add %s%s dev %s", want.to, via, i.subject.Attachment.IfName))+", or "+remake)
+		i.check(PartRoute, what, have, i.inside("route add %s"+via+" dev %s", want.to, i.subject.Attachment.IfName)+orRemake)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -197,8 +198,8 @@ func TestWhyPartsThatAreGone(t *testing.T) {
 	t.Parallel()
 	n, client := newRecordedNode(t)
 	for _, c := range []struct{ name, drift, part, mend string }{
-		{"address", "nsenter --net=$NS ip address del $(nsenter --net=$NS ip -4 -o address show dev eth0 | awk '{print $4}') dev eth0", "address: want 10.20.", "ip address add 10.20."},
-		{"route", "nsenter --net=$NS ip route del default", "route: want 0.0.0.0/0 (the default route)", "ip route add 0.0.0.0/0"},
+		{"address", "nsenter --net=$NS ip address del $(nsenter --net=$NS ip -4 -o address show dev eth0 | awk '{print $4}') dev eth0", "address: want 10.20.", " address add 10.20."},
+		{"route", "nsenter --net=$NS ip route del default", "route: want 0.0.0.0/0 (the default route)", " route add 0.0.0.0/0 via 10.20.0.1 dev eth0"},
 		{"port", "ip link set $(ls /sys/class/net/recorded0/brif | head -1) nomaster", "as a port of recorded0", "master recorded0"},
 		{"interface", "nsenter --net=$NS ip link del eth0", "interface: want eth0", "delete the pod"},
 	} {
@@ -381,5 +382,31 @@ func TestWhyAdoptedPod(t *testing.T) {
 	n.sh("ip link set other0 up")
 	n.why("before", 0)
 	n.ok(pod.StopAndRemove(n.ctx))
+	n.clean()
+}
+
+// A caller who loses patience is told which plugin hung, whether it ends the call or
+// its deadline does; and so is who asks afterwards.
+func TestWhyCallerLosesPatience(t *testing.T) {
+	t.Parallel()
+	n, client := newRecordedNode(t)
+	n.setRules(script.Rule{Verb: "ADD", Do: script.Hang})
+	for _, name := range []string{"cancelled", "deadline"} {
+		ctx, giveUp := context.WithCancel(n.ctx)
+		if name == "deadline" {
+			ctx, giveUp = context.WithTimeout(n.ctx, 4*time.Second)
+		}
+		failed := n.startPod(ctx, client, name)
+		if name == "cancelled" {
+			giveUp()
+		}
+		if err := <-failed; err == nil {
+			t.Errorf("%s: the pod came up", name)
+		}
+		n.why(name, 1, "FAILED", "testplugin", "stopped after", "What to do", "Plugin testplugin hangs")
+		giveUp()
+		n.removeAll(client)
+	}
+	n.setRules()
 	n.clean()
 }

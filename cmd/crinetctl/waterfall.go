@@ -98,7 +98,7 @@ func barOf(run *recorder.Run) bar {
 	}
 	b.note = "FAILED"
 	b.words = wrap("      ", shortened(words(run)), 2)
-	if run.Stderr != "" {
+	if harmless(run.Stderr) != "" {
 		b.words = append(b.words, wrap("      ", "on standard error: "+quoted(run.Stderr), 2)...)
 	}
 	return b

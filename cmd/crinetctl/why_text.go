@@ -143,9 +143,17 @@ func (w *whyOptions) tail(s *why.Story) []string {
 	if len(s.Mends) == 0 {
 		return append(lines, "  Nothing.")
 	}
+	limit := 2
+	if isCommand(s.Mends[0]) { // a line each
+		limit = 3
+	}
 	for i, mend := range s.Mends {
-		if i == 2 && !w.all {
+		if i == limit && !w.all {
 			return append(lines, fmt.Sprintf("  … and %d more: --all shows them.", len(s.Mends)-i))
+		}
+		if isCommand(mend) {
+			lines = append(lines, "  "+harmless(mend)) // on one line, to be copied
+			continue
 		}
 		most := 5
 		if i > 0 {
@@ -154,6 +162,12 @@ func (w *whyOptions) tail(s *why.Story) []string {
 		lines = append(lines, wrap("  ", harmless(shortened(mend)), most)...)
 	}
 	return lines
+}
+
+// isCommand says whether a mend is a command line.
+func isCommand(mend string) bool {
+	first, _, _ := strings.Cut(mend, " ")
+	return slices.Contains([]string{"ip", "bridge", "nsenter", "sysctl"}, first)
 }
 
 // others are the pod's older sandboxes, in a line.
@@ -238,7 +252,7 @@ func parts(box *why.Sandbox) []string {
 // title is an operation in a line.
 func (w *whyOptions) title(o *recorder.Operation, now time.Time) string {
 	what := fmt.Sprintf("%s %s ago, %s", o.Verb, ago(o.Start, now), askedBy(o.By))
-	if o.Verb != recorder.RunPodSandbox {
+	if o.Verb != recorder.RunPodSandbox && o.State != recorder.CutOff {
 		what += ", " + duration(o.Took)
 	}
 	if o.Times > 1 {

@@ -70,11 +70,14 @@ func (s *Sandbox) judgeStanding() (verdict Verdict, fault string, mends []string
 	for _, f := range s.Findings {
 		if !f.OK {
 			amiss = append(amiss, f.String())
-			if !slices.Contains(mends, f.Mend) {
-				mends = append(mends, f.Mend)
+			for line := range strings.SplitSeq(f.Mend, "\n") {
+				if !slices.Contains(mends, line) {
+					mends = append(mends, line)
+				}
 			}
 		}
 	}
+	slices.SortStableFunc(mends, func(a, b string) int { return rank(a) - rank(b) })
 	if len(amiss) > 0 {
 		return Broken, strings.Join(amiss, "; "), mends
 	}
@@ -85,6 +88,14 @@ func (s *Sandbox) judgeStanding() (verdict Verdict, fault string, mends []string
 		return Failed, run.Err, nil
 	}
 	return Stands, "", nil
+}
+
+// rank orders mends: alternatives come last.
+func rank(mend string) int {
+	if strings.HasPrefix(mend, "or ") {
+		return 1
+	}
+	return 0
 }
 
 // underWay returns the operation that is under way; nil if none is.
