@@ -149,6 +149,7 @@ func TestWhyFailedPods(t *testing.T) {
 
 	out, err := n.Crinetctl(n.ctx, "why")
 	n.ok(err)
+	t.Logf("crinetctl why\n%s", out)
 	for _, name := range []string{"words", "hung", "second", "unplugged"} {
 		if !strings.Contains(out, "default/"+name) {
 			t.Errorf("crinetctl why does not list %s:\n%s", name, out)

@@ -187,7 +187,7 @@ func printFailures(stdout io.Writer, failed []podFailure, now time.Time) error {
 		if f.State == recorder.CutOff {
 			text = "crinetd ended meanwhile"
 		}
-		w.row(ago(f.Start, now), harmless(f.Pod.String()), f.Verb, orNone(f.Since), cutTo(harmless(text), 100))
+		w.row(ago(f.Start, now), harmless(f.Pod.String()), f.Verb, orNone(f.Since), cutTo(harmless(shortened(text)), 100))
 	}
 	w.gap()
 	w.row("crinetctl why POD tells more of one of them.")

@@ -215,3 +215,19 @@ func TestFailuresIn(t *testing.T) {
 		t.Errorf("failures %q, want %s", got, want)
 	}
 }
+
+// What the rest of the screen says is left out of an error, and nothing else.
+func TestShortened(t *testing.T) {
+	t.Parallel()
+	id := strings.Repeat("0123456789abc", 5)[:64]
+	for fault, want := range map[string]string{
+		`network "n": ADD of sandbox ` + id + `: plugin type="bridge" failed (add): built-in plugin bridge: no`: "built-in plugin bridge: no",
+		`pod refused: pod a/b: reserve the hostPorts of pod a/b: hostPort tcp *:80 is held by pod c/d: x`:       "hostPort tcp *:80 is held by pod c/d: x",
+		`no; besides, network "n": DEL of sandbox ` + id + `: no`:                                               `no; besides, network "n": DEL of sandbox 0123456789abc: no`,
+		"": "",
+	} {
+		if got := shortened(fault); got != want {
+			t.Errorf("%s became %s", fault, got)
+		}
+	}
+}

@@ -96,7 +96,7 @@ func (w *whyOptions) head(s *why.Story, now time.Time) []string {
 // Parts of errors that the rest of the screen says as well, and ids that crictl shows
 // shorter.
 var (
-	whose   = regexp.MustCompile(`(pod refused: )?(network "[^"]*": (ADD|DEL|CHECK) of sandbox [0-9a-f]+: )?(plugin type="[^"]*" (name="[^"]*" )?failed \((add|delete|check)\): )?`)
+	whose   = regexp.MustCompile(`^(pod refused: )?(pod \S+: )?(reserve the hostPorts of pod \S+: )?(network "[^"]*": (ADD|DEL|CHECK) of sandbox [0-9a-f]+: )?(plugin type="[^"]*" (name="[^"]*" )?failed \((add|delete|check)\): )?`)
 	longIDs = regexp.MustCompile(`\b([0-9a-f]{13})[0-9a-f]{51}\b`)
 )
 
