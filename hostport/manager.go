@@ -79,6 +79,7 @@ type Manager struct {
 	records   Records
 	protected []string
 	host      host
+	netns     int // what host works in, see Config
 	// alarms and moved hold at most one reason to look at the table, and at the
 	// protected addresses.
 	alarms, moved chan string
@@ -145,7 +146,7 @@ func New(c Config) (*Manager, error) {
 	m := &Manager{
 		log: c.Log, mode: c.Conflict, interval: c.CheckInterval, onHeal: c.OnHeal,
 		records: c.Records, protected: c.ProtectedInterfaces, onDemand: c.OnDemand,
-		host:   kernel.New(c.NetNS, newLayout()),
+		host: kernel.New(c.NetNS, newLayout()), netns: c.NetNS,
 		alarms: make(chan string, 1), moved: make(chan string, 1),
 		claims: make(claims), inFlight: make(map[*owner]struct{}),
 	}

@@ -55,6 +55,7 @@ type source struct {
 	pods    []admin.Pod
 	err     error
 	forgot  admin.Forget
+	recorded
 }
 
 func (s *source) Status() admin.Status       { return s.status }

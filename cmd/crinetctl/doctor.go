@@ -30,8 +30,8 @@ follows, seconds.
 Exit codes: 0 without an error, 1 with one, 2 for an error in the command line, 3 with
 --strict for warnings without an error.`
 
-// screen is how many lines an operator sees at once.
-const screen = 24
+// screenLines is how many lines an operator sees at once.
+const screenLines = 24
 
 // watchInterval is the time between two looks of --watch.
 const watchInterval = 5 * time.Second
@@ -172,7 +172,7 @@ func printReport(o *options, f *doctorFlags, report doctor.Report) error {
 		}
 	}
 	// Fault and mend of everything that fits come before the reasons.
-	whys := f.all || 3*shown+3 <= screen
+	whys := f.all || 3*shown+3 <= screenLines
 	for _, r := range report.Results {
 		finding := r.Failed() || r.Outcome == doctor.Outcome(doctor.Info)
 		if !finding && !f.all {

@@ -58,7 +58,7 @@ INFO    c: new
 	if err := printReport(&options{stdout: &out}, &doctorFlags{}, sick(9)); err != nil {
 		t.Fatal(err)
 	}
-	if lines := strings.Count(out.String(), "\n"); lines > screen || strings.Contains(out.String(), "why:") {
+	if lines := strings.Count(out.String(), "\n"); lines > screenLines || strings.Contains(out.String(), "why:") {
 		t.Errorf("eleven findings take %d lines:\n%s", lines, out.String())
 	}
 	out.Reset()

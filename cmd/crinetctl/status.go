@@ -150,13 +150,13 @@ func hostPortsLine(h *admin.HostPorts) string {
 	return text
 }
 
-// barWidth is how wide the bar of a range is, in characters.
-const barWidth = 20
+// rangeWidth is how wide the bar of a range is, in characters.
+const rangeWidth = 20
 
 // addressRange is how full a range of addresses is.
 func addressRange(r admin.AddressRange) string {
 	usable := r.Size - min(r.Size, r.Reserved)
-	text := fmt.Sprintf("%s %s [%s] %s used, %s free, %s leaked of %s", r.Network, r.Range, bar(r.Used, r.Leaked, usable),
+	text := fmt.Sprintf("%s %s [%s] %s used, %s free, %s leaked of %s", r.Network, r.Range, rangeBar(r.Used, r.Leaked, usable),
 		count(r.Used), count(r.Free), count(r.Leaked), count(usable))
 	if !r.Selected {
 		text += "; not for new pods"
@@ -167,18 +167,18 @@ func addressRange(r admin.AddressRange) string {
 	return text
 }
 
-// bar draws what is used as #, what is leaked as !, and what is free as dots. What
+// rangeBar draws what is used as #, what is leaked as !, and what is free as dots. What
 // there is of a kind shows.
-func bar(used, leaked, usable uint64) string {
+func rangeBar(used, leaked, usable uint64) string {
 	part := func(n uint64) int {
 		if n == 0 || usable == 0 {
 			return 0
 		}
-		return max(1, int(float64(n)/float64(usable)*barWidth))
+		return max(1, int(float64(n)/float64(usable)*rangeWidth))
 	}
-	marks := min(part(leaked), barWidth)
-	full := min(part(used), barWidth-marks)
-	return strings.Repeat("#", full) + strings.Repeat("!", marks) + strings.Repeat(".", barWidth-full-marks)
+	marks := min(part(leaked), rangeWidth)
+	full := min(part(used), rangeWidth-marks)
+	return strings.Repeat("#", full) + strings.Repeat("!", marks) + strings.Repeat(".", rangeWidth-full-marks)
 }
 
 // count is a number of addresses; more than anybody counts is many.

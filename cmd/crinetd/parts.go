@@ -37,6 +37,7 @@ import (
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
 	"github.com/crinet-project/crinet/runtime/proxy"
+	"github.com/crinet-project/crinet/runtime/recorder"
 	"github.com/crinet-project/crinet/runtime/report"
 	"github.com/crinet-project/crinet/runtime/socket"
 	"github.com/crinet-project/crinet/runtime/tracing"
@@ -89,6 +90,7 @@ type parts struct {
 	builtins  *builtin.Plugins
 	headroom  *headroom.Counter // nil under noop
 	kept      *keep.Store
+	recorder  *recorder.Recorder
 	chain     *cni.Plugin
 	noop      *noop.Plugin // nil unless selected
 	hostPorts *hostport.Manager
@@ -131,6 +133,9 @@ func (p *parts) close() error {
 	}
 	if p.journal != nil {
 		errs = append(errs, p.journal.Close())
+	}
+	if p.recorder != nil {
+		errs = append(errs, p.recorder.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -236,13 +241,14 @@ func (p *parts) makeChain(context.Context) error {
 	})
 	p.builtins = builtin.New(p.log)
 	p.kept = keep.Open(filepath.Join(o.StateDir, keptDir), p.log)
+	p.recorder = recorder.New(recorder.Config{Dir: o.StateDir, Log: p.log, Selected: p.whySelected})
 	runs, err := report.NewRuns(p.registry)
 	if err != nil {
 		return err
 	}
-	observe := runs.Observe
+	observe := cni.Observers(runs.Observe, p.recorder.Observe)
 	if p.tracing != nil {
-		observe = cni.Observers(runs.Observe, p.tracing.Observe)
+		observe = cni.Observers(runs.Observe, p.recorder.Observe, p.tracing.Observe)
 	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
@@ -255,6 +261,15 @@ func (p *parts) makeChain(context.Context) error {
 		Passing: o.CNIPassing, Removals: func() int { return p.engine.Pending() },
 	})
 	return nil
+}
+
+// whySelected returns the file of a network if it is selected now, and why it is.
+func (p *parts) whySelected(name string) (file, why string) {
+	network, err := p.selection.Selected()
+	if err != nil || network.Name != name {
+		return "", ""
+	}
+	return network.File, p.selection.Reason()
 }
 
 // mapsHostPorts says whether crinetd maps hostPorts itself.
@@ -296,7 +311,7 @@ func (p *parts) makeEngine(context.Context) error {
 		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
 		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
-		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds, Critical: o.Critical,
+		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds, Critical: o.Critical, Recorder: p.recorder,
 	}
 	if o.Noop() {
 		// The CNI plugin undoes what an earlier run set up.
@@ -352,6 +367,7 @@ func (p *parts) makeHooks(context.Context) (err error) {
 		Version: version, Plugin: p.chain.Name(), Engine: p.engine, PodCIDRs: p.podCIDRs, Selection: p.selection,
 		Watcher: p.watcher, Chain: p.chain, DHCP: p.dhcp, Runtime: p.runtime, Keeper: p.keeper, Notice: p.notice, Headroom: p.headroom,
 		MTU: p.options.NetworkPluginMTU, Probe: p.probeFor,
+		Recorder: p.recorder, Table: p.hostPorts, Hairpin: p.options.HairpinMode == config.HairpinVeth && !p.options.Noop(),
 	}
 	if p.mapsHostPorts() {
 		p.report.HostPorts = p.hostPorts
@@ -362,7 +378,7 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	c := cri.Config{
 		Log: p.log, Engine: p.engine, Runtime: p.runtime, PodCIDRs: p.podCIDRs, Metrics: metrics, Remove: p.sandboxes.Remove,
-		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() },
+		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() }, Recorder: p.recorder,
 	}
 	if p.keeper != nil {
 		c.Installation = p.keeper
@@ -440,5 +456,5 @@ func (l leases) Attachments() ([]dhcpd.Attachment, error) {
 }
 
 func (l leases) Check(ctx context.Context, a dhcpd.Attachment) error {
-	return l.engine.Check(ctx, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+	return l.engine.Check(engine.OnOwnBehalf(ctx), journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
 }

@@ -125,6 +125,7 @@ func act(rule script.Rule, verb string, conf config, stdout io.Writer) error {
 		if rule.Code == 0 {
 			rule.Code = 100
 		}
+		fmt.Fprint(os.Stderr, rule.Stderr)
 		return &failure{CNIVersion: conf.CNIVersion, Code: rule.Code, Msg: rule.Text}
 	case script.Silent:
 		return errSilent

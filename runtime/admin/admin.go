@@ -14,6 +14,11 @@ const (
 	ForgetPath  = "/v1/forget"
 	TrialPath   = "/v1/trial"
 	MetricsPath = "/metrics"
+	// OperationsPath takes the parameters pod, failed (true or false) and limit, all
+	// optional, and answers with a list of [recorder.Operation], the newest first.
+	OperationsPath = "/v1/operations"
+	// WhyPath takes the parameter pod and answers with a [why.Story].
+	WhyPath = "/v1/why"
 )
 
 // Status is the node's network as crinetd sees it.

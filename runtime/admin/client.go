@@ -24,6 +24,14 @@ type Client struct {
 	http   http.Client
 }
 
+// Errors of a Client.
+var (
+	// ErrNoAnswer says that no crinetd answers.
+	ErrNoAnswer = errors.New("crinetd does not answer")
+	// ErrNotFound says that there is nothing of what was asked about.
+	ErrNotFound = errors.New("not found")
+)
+
 // NewClient returns a client of the crinetd that serves socket.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -82,12 +90,15 @@ func (c *Client) do(ctx context.Context, method, path string, what io.Reader, in
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return fmt.Errorf("crinetd does not answer at %s (does it run, are you root, is --run-dir its own?): %w", c.socket, err)
+		return fmt.Errorf("%w at %s (does it run, are you root, is --run-dir its own?): %w", ErrNoAnswer, c.socket, err)
 	}
 	defer func() { err = errors.Join(err, response.Body.Close()) }()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("crinetd at %s: %w", c.socket, err)
+	}
+	if response.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("crinetd at %s: %w: %s", c.socket, ErrNotFound, bytes.TrimSpace(body))
 	}
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("crinetd at %s: %s: %s", c.socket, response.Status, body)

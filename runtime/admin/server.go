@@ -16,6 +16,7 @@ const maxRequest = 64 << 10
 // Source answers the requests. All methods but the last three answer from memory or the
 // journal.
 type Source interface {
+	Teller
 	Status() Status
 	Plugins() Plugins
 	Pods() ([]Pod, error)
@@ -71,6 +72,7 @@ func Handler(source Source, metrics http.Handler, log *slog.Logger) http.Handler
 		reply(w, log, trial)
 	})
 	mux.Handle("POST "+LendPath, lender{source, log})
+	handleTeller(mux, source, log)
 	mux.Handle("GET "+MetricsPath, metrics)
 	return mux
 }

@@ -17,6 +17,8 @@ import (
 type Engine interface {
 	// Begin admits a pod; nothing exists of it when it is refused.
 	Begin(context.Context, journal.Pod, []hostport.Mapping) (*engine.Flight, error)
+	// Ending says that the runtime is about to be asked to end a sandbox.
+	Ending(id string) (over func())
 	// DetachSandbox makes sure that a sandbox's network is gone.
 	DetachSandbox(ctx context.Context, id string) error
 	// Ready says whether new pods can get a network.
@@ -44,8 +46,13 @@ type PodCIDRs interface {
 	Set(text string) (changed bool, err error)
 }
 
+// Recorder keeps what failed, for people (package recorder).
+type Recorder interface {
+	Failed(verb, by string, about *journal.Record, err error)
+}
+
 // Config names the parts that the hooks work with. All are required but the
-// last three, and Installation under noop.
+// last four, and Installation under noop.
 type Config struct {
 	Log          *slog.Logger
 	Engine       Engine
@@ -62,6 +69,8 @@ type Config struct {
 	Notice func() string
 	// View is crinetd's entry in the verbose info of Status.
 	View func() any
+	// Recorder is told of pods that were refused or whose sandbox failed.
+	Recorder Recorder
 }
 
 // Hooks are the hooked methods.
@@ -76,6 +85,7 @@ type Hooks struct {
 	noop         bool
 	notice       func() string
 	view         func() any
+	recorder     Recorder
 	bypass       once
 }
 
@@ -83,7 +93,7 @@ type Hooks struct {
 func New(c Config) *Hooks {
 	h := &Hooks{
 		log: c.Log, engine: c.Engine, runtime: c.Runtime, installation: c.Installation, podCIDRs: c.PodCIDRs,
-		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View,
+		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View, recorder: c.Recorder,
 	}
 	if h.notice == nil {
 		h.notice = func() string { return "" }

@@ -50,6 +50,7 @@ func (h *Hooks) make(ctx context.Context, request []byte, req sandboxMaker, made
 	}
 	flight, err := h.admit(ctx, req.GetConfig())
 	if err != nil {
+		h.failed(req.GetConfig(), "", err)
 		return nil, err
 	}
 	defer flight.End()
@@ -58,6 +59,9 @@ func (h *Hooks) make(ctx context.Context, request []byte, req sandboxMaker, made
 	defer end()
 	response, err := next(callCtx, request)
 	if err != nil {
+		if flight.Cause() == nil && !flight.Adding() { // otherwise its ADD says why
+			h.failed(req.GetConfig(), "", err)
+		}
 		flight.Failed(ctx, outcomeUnknown(err))
 		if errors.Is(context.Cause(callCtx), errNoTime) {
 			return nil, status.Errorf(codes.DeadlineExceeded, "%v; the runtime is still removing the sandbox, and the caller does not wait any longer", flight.Cause())
@@ -65,10 +69,34 @@ func (h *Hooks) make(ctx context.Context, request []byte, req sandboxMaker, made
 		return nil, err
 	}
 	if err := flight.Started(ctx); err != nil {
+		h.failed(req.GetConfig(), idOf(response, made), err)
 		return h.withoutNetwork(ctx, response, made, err)
 	}
 	h.bypass.over()
 	return response, nil
+}
+
+// failed keeps why a pod has no network, for people.
+func (h *Hooks) failed(config *runtimeapi.PodSandboxConfig, sandbox string, err error) {
+	if h.recorder == nil {
+		return
+	}
+	about := &journal.Record{Pod: podOf(config)}
+	about.Attachment.ContainerID = sandbox
+	h.recorder.Failed("RunPodSandbox", "cri", about, errors.New(status.Convert(err).Message()))
+}
+
+// idOf is the id of the sandbox that was made; empty if the answer cannot be decoded.
+func idOf(response []byte, made sandboxMade) string {
+	if proto.Unmarshal(response, made) != nil {
+		return ""
+	}
+	return made.GetPodSandboxId()
+}
+
+func podOf(config *runtimeapi.PodSandboxConfig) journal.Pod {
+	meta := config.GetMetadata()
+	return journal.Pod{Namespace: meta.GetNamespace(), Name: meta.GetName(), UID: meta.GetUid()}
 }
 
 // errNoTime is why a call ends shortly before its caller's deadline.
@@ -98,8 +126,7 @@ func answerInTime(ctx context.Context, flight *engine.Flight) (callCtx context.C
 
 // admit refuses a pod that cannot have its network, before anything exists.
 func (h *Hooks) admit(ctx context.Context, config *runtimeapi.PodSandboxConfig) (*engine.Flight, error) {
-	meta := config.GetMetadata()
-	pod := journal.Pod{Namespace: meta.GetNamespace(), Name: meta.GetName(), UID: meta.GetUid()}
+	pod := podOf(config)
 	var requests []hostport.Request
 	for _, p := range config.GetPortMappings() {
 		requests = append(requests, hostport.Request{

@@ -27,6 +27,9 @@ type sandboxRequest interface {
 // end passes a call on that ends a sandbox, and then makes sure that the
 // sandbox's network is gone. The request is decoded into req.
 func (h *Hooks) end(ctx context.Context, verb string, request []byte, req sandboxRequest, next proxy.Forward) ([]byte, error) {
+	if proto.Unmarshal(request, req) == nil {
+		defer h.engine.Ending(req.GetPodSandboxId())()
+	}
 	response, err := next(ctx, request)
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func (e *Engine) hostPortsOf(call *Call) ([]hostport.Mapping, error) {
 // those that a built-in plugin leaves to crinetd. The ports of a sandbox that nobody
 // asked crinetd for are admitted only now.
 func (e *Engine) mapPorts(ctx context.Context, r *journal.Record, flight *Flight) error {
-	pod, err := e.portPod(r)
+	pod, err := e.PortPod(r)
 	if err != nil || len(pod.Mappings)+len(pod.Masquerade) == 0 {
 		return err
 	}
@@ -102,7 +102,7 @@ func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 		if !e.Stands(r) || r.Trial && !e.flights.has(r.Key()) {
 			continue // the queue undoes it
 		}
-		pod, err := e.portPod(r)
+		pod, err := e.PortPod(r)
 		if err != nil {
 			e.log.Error("a pod's connections may leave the node with the pod's own address", "pod", r.Pod, "sandbox", r.Attachment.ContainerID, "err", err)
 		}
@@ -113,9 +113,9 @@ func (e *Engine) MappedPods() ([]hostport.Pod, error) {
 	return pods, nil
 }
 
-// portPod is what an attachment needs of the table. With an error it lacks the
+// PortPod is what an attachment needs of the table. With an error it lacks the
 // addresses to masquerade.
-func (e *Engine) portPod(r *journal.Record) (pod hostport.Pod, err error) {
+func (e *Engine) PortPod(r *journal.Record) (pod hostport.Pod, err error) {
 	pod = hostport.Pod{
 		SandboxID: r.Attachment.ContainerID, Namespace: r.Pod.Namespace, Name: r.Pod.Name, UID: r.Pod.UID,
 		NetNS: r.Attachment.NetNS, Foreign: r.Adopted,

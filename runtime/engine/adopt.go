@@ -145,7 +145,7 @@ func (e *Engine) addRecord(r *journal.Record) (added bool, err error) {
 		return false, err
 	}
 	if r.Adopted && len(r.HostPorts) > 0 && e.mapsPorts {
-		pod, err := e.portPod(r)
+		pod, err := e.PortPod(r)
 		if err == nil {
 			err = e.hostPorts.Map(context.Background(), pod)
 		}

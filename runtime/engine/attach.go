@@ -25,6 +25,8 @@ func (e *Engine) Attach(ctx context.Context, call *Call) (_ json.RawMessage, err
 	defer leave()
 	ctx, cancel := flight.bound(ctx)
 	defer cancel()
+	ctx, planned, recorded := e.recordAttach(ctx, call, flight)
+	defer func() { recorded(err) }()
 
 	flight.followBy(ctx)
 	defer func() {
@@ -38,6 +40,7 @@ func (e *Engine) Attach(ctx context.Context, call *Call) (_ json.RawMessage, err
 		e.removed.add(call.Key())
 		return nil, err
 	}
+	planned(record)
 	if err := e.setUp(flight.begin(ctx, StepPlugin), record, flight); err != nil {
 		flight.fails(err)
 		return nil, e.abandon(ctx, record, err)

@@ -27,7 +27,10 @@ func (e *Engine) Check(ctx context.Context, key journal.Key) error {
 	if plugin == nil {
 		return fmt.Errorf("network plugin %q is unknown", r.Plugin)
 	}
-	return plugin.CheckPod(ctx, &r.Attachment)
+	ctx, recorded := e.record(ctx, "CHECK", r)
+	err = plugin.CheckPod(ctx, &r.Attachment)
+	recorded(r, nil, err)
+	return err
 }
 
 // Stands says whether a record's attachment stands on the node; otherwise it is

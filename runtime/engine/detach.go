@@ -51,8 +51,10 @@ func (e *Engine) Detach(ctx context.Context, call *Call) error {
 // the error is for whoever waits for the outcome.
 func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	log := e.log.With("pod", r.Pod, "sandbox", r.Attachment.ContainerID, "network", r.Attachment.Network, "netns", r.Attachment.NetNS)
+	ctx, recorded := e.record(ctx, "DEL", r)
 	start := e.now()
 	err := e.tearDown(ctx, r)
+	recorded(r, r.Steps, err)
 	if !r.Trial {
 		e.metrics.plugin("DEL", err, e.now().Sub(start))
 	}
@@ -136,7 +138,12 @@ func (e *Engine) detachUnknown(ctx context.Context, call *Call) error {
 	}
 	plan.Builtin = nil // the binaries know more of what binaries leave, such as iptables rules
 	log.Info("DEL for an unknown sandbox: calling the selected network's", "network", plan.Network)
-	if err := e.selected.TearDownPod(ctx, plan); err != nil {
+	about := recordOf(call)
+	about.Attachment.Network = plan.Network
+	ctx, recorded := e.record(ctx, "DEL", about)
+	err = e.selected.TearDownPod(ctx, plan)
+	recorded(about, nil, err)
+	if err != nil {
 		return err
 	}
 	e.removed.add(call.Key())
@@ -162,7 +169,7 @@ func (e *Engine) DetachSandbox(ctx context.Context, id string) error {
 	}
 	var errs []error
 	for _, r := range records {
-		errs = append(errs, e.detachKey(context.WithoutCancel(ctx), r.Key()))
+		errs = append(errs, e.detachKey(askedBy(context.WithoutCancel(ctx), byCRI), r.Key()))
 	}
 	return errors.Join(errs...)
 }

@@ -60,6 +60,8 @@ type Config struct {
 	// GCInterval; nil means never, and 0 at the start only.
 	GC         GarbageCollector
 	GCInterval time.Duration
+	// Recorder keeps what is done, for people; nil keeps nothing.
+	Recorder Recorder
 }
 
 // Engine manages the network attachments of all sandboxes of the node. Its
@@ -82,6 +84,7 @@ type Engine struct {
 	foreign   Cache // the runtime's
 	gc        GarbageCollector
 	gcEvery   time.Duration
+	recorder  Recorder
 
 	statusUnderWay func() bool
 	namespaces     Namespaces
@@ -95,6 +98,7 @@ type Engine struct {
 	gates    gates
 	queue    *queue
 	removed  recentKeys
+	ending   ending
 	failures addFailures
 	started  time.Time
 	now      func() time.Time
@@ -107,7 +111,7 @@ func New(c Config) *Engine {
 		log: c.Log, selected: c.Plugin, plugins: make(map[string]NetworkPlugin),
 		journal: c.Journal, sandboxes: c.Sandboxes, podCIDRs: c.PodCIDRs, metrics: c.Metrics, bootID: c.BootID,
 		hostPorts: c.HostPorts, mapsPorts: c.MapHostPorts, passPorts: c.PassPortMappings, hairpin: c.Hairpin, follow: c.Follow,
-		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, statusUnderWay: c.StatusUnderWay,
+		cache: c.Cache, foreign: c.RuntimeCache, gc: c.GC, gcEvery: c.GCInterval, recorder: c.Recorder, statusUnderWay: c.StatusUnderWay,
 		namespaces: c.Namespaces, trialName: newTrialName(), trying: make(chan struct{}, 1), loans: loans{limit: LoanLimit}, failures: addFailures{limit: c.FailedAdds}, critical: c.Critical,
 		now: time.Now, started: time.Now(),
 	}

@@ -139,6 +139,13 @@ func (f *Flight) Cause() error {
 	return f.cause
 }
 
+// Adding says whether the flight's ADD has begun and has not ended.
+func (f *Flight) Adding() bool {
+	f.engine.flights.mu.Lock()
+	defer f.engine.flights.mu.Unlock()
+	return f.adding
+}
+
 // ErrBypassed is the error of [Flight.Started] for a sandbox that the runtime
 // networked without calling crinet.
 var ErrBypassed = errors.New("the runtime networked the pod without calling crinet")

@@ -94,7 +94,7 @@ func (e *Engine) undo(ctx context.Context, key journal.Key, created time.Time) (
 	if r == nil || !r.Created.Equal(created) {
 		return true
 	}
-	if err := e.detach(ctx, r); err != nil {
+	if err := e.detach(askedBy(ctx, byCrinetd), r); err != nil {
 		log.Warn("pod's network not removed yet", "pod", r.Pod, "tries", r.Tries, "err", err)
 		return false
 	}

@@ -109,7 +109,7 @@ func (e *Engine) sweepOne(ctx context.Context, key journal.Key) error {
 	if e.wanted(r, nil, has) {
 		return nil
 	}
-	return e.detachKey(context.WithoutCancel(ctx), key)
+	return e.detachKey(askedBy(context.WithoutCancel(ctx), byCrinetd), key)
 }
 
 // sweepRecords hands the records that belong to nobody to the queue, and says

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/cni/wire"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
@@ -51,7 +52,7 @@ func (e *Engine) newThrowaway(ctx context.Context, name, role string, plan Plann
 // add journals the attachment, makes the namespace and adds that as a pod is added.
 // After an error end must be called. What an earlier one of the same name has left
 // is undone first.
-func (t *throwaway) add(ctx context.Context) error {
+func (t *throwaway) add(ctx context.Context) (err error) {
 	e := t.engine
 	unlock, err := e.locks.lock(ctx, t.call.Key(), "ADD")
 	if err != nil {
@@ -73,6 +74,8 @@ func (t *throwaway) add(ctx context.Context) error {
 	if t.record, err = e.journalled(t.call, t.plan, true); err != nil {
 		return err
 	}
+	ctx, recorded := e.record(askedBy(ctx, byTrial), wire.CommandAdd, t.record)
+	defer func() { recorded(t.record, flight.soFar(), err) }()
 	if err := e.namespaces.Make(t.call.ContainerID); err != nil {
 		return err
 	}
@@ -105,5 +108,5 @@ func (t *throwaway) end(ctx context.Context) error {
 	if err != nil || r == nil {
 		return err
 	}
-	return e.detach(undo, r)
+	return e.detach(askedBy(undo, byTrial), r)
 }

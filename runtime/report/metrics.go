@@ -18,6 +18,7 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 	}
 	errs := []error{
 		reg.Register(newAttachments(s.Engine.Records)),
+		counter("crinet_operations_lost_total", "Operations that could not be kept for crinetctl why, or only their begin.", s.Recorder.Lost),
 		counter("crinet_dhcp_daemon_starts_total", "Times that crinetd has started a daemon of the IPAM plugin dhcp.", func() (n uint64) {
 			for _, daemon := range s.DHCP.Daemons() {
 				n += daemon.Starts

@@ -16,6 +16,7 @@ import (
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
+	"github.com/crinet-project/crinet/runtime/recorder"
 	"github.com/crinet-project/crinet/runtime/upstream"
 )
 
@@ -38,8 +39,12 @@ type Source struct {
 	Headroom  *headroom.Counter // nil under noop
 	// Probe looks at the plugins of a candidate in the bin dirs, MTU is
 	// --network-plugin-mtu.
-	Probe func(types []string) (*probe.Plugins, error)
-	MTU   int
+	Probe    func(types []string) (*probe.Plugins, error)
+	MTU      int
+	Recorder *recorder.Recorder
+	// Table keeps the table inet crinet. Hairpin says that crinetd sets hairpin mode.
+	Table   *hostport.Manager
+	Hairpin bool
 }
 
 // Status is what crinetctl status shows.

@@ -49,6 +49,8 @@ type Rule struct {
 	Delay time.Duration `json:"delay,omitempty"` // for late and admit
 	Code  uint          `json:"code,omitempty"`  // for fail; 0 stands for 100
 	Text  string        `json:"text,omitempty"`  // for fail; hang prints it on standard error
+	// Stderr is printed on standard error by fail.
+	Stderr string `json:"stderr,omitempty"`
 }
 
 // Call is the record of one call, written before the plugin does anything.

@@ -1,0 +1,6 @@
+//go:build !race
+
+package recorder
+
+// slower is how much more time code may take under the race detector.
+const slower = 1
