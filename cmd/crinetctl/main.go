@@ -27,6 +27,10 @@ func main() {
 	if errors.As(err, &usage) {
 		os.Exit(2)
 	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		os.Exit(exit.code)
+	}
 	os.Exit(1)
 }
 

@@ -74,9 +74,9 @@ type loaded struct {
 // (go-cni, WithLoNetwork).
 const loopbackNetwork = "cni-loopback"
 
-// readFacts reads what a response tells. A runtime that tells nothing, or tells
+// ReadFacts reads what a response tells. A runtime that tells nothing, or tells
 // it in another form, gives Facts that are not Told.
-func readFacts(name, version string, resp *runtimeapi.StatusResponse) *Facts {
+func ReadFacts(name, version string, resp *runtimeapi.StatusResponse) *Facts {
 	f := &Facts{Name: name, Version: version, Handlers: make(map[string]string)}
 	var c config
 	var l loaded

@@ -67,7 +67,7 @@ func TestFactsOfContainerd(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.want.Name, c.want.Version = "containerd", "v0"
-			if diff := cmp.Diff(&c.want, readFacts("containerd", "v0", c.resp)); diff != "" {
+			if diff := cmp.Diff(&c.want, ReadFacts("containerd", "v0", c.resp)); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
 			}
 			if want := len(c.want.Loaded) > 0; c.want.HasLoaded("crinet") != want {
@@ -90,11 +90,11 @@ func TestFactsNotTold(t *testing.T) {
 		"half a list":         {"config": config, "cniconfig": `{"Networks":[{`},
 	} {
 		want := &Facts{Name: "x", Version: "1", Handlers: map[string]string{}}
-		if diff := cmp.Diff(want, readFacts("x", "1", &runtimeapi.StatusResponse{Info: info})); diff != "" {
+		if diff := cmp.Diff(want, ReadFacts("x", "1", &runtimeapi.StatusResponse{Info: info})); diff != "" {
 			t.Errorf("%s: facts (-want +got):\n%s", name, diff)
 		}
 	}
-	if readFacts("x", "1", nil).Told {
+	if ReadFacts("x", "1", nil).Told {
 		t.Error("no response tells something")
 	}
 }

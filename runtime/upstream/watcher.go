@@ -197,7 +197,7 @@ func (w *Watcher) put(ctx context.Context) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	facts := readFacts(version.GetRuntimeName(), version.GetRuntimeVersion(), resp)
+	facts := ReadFacts(version.GetRuntimeName(), version.GetRuntimeVersion(), resp)
 	return Answer{Status: resp, Facts: facts, Asked: asked}, nil
 }
 
