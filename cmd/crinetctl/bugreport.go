@@ -13,9 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/crinet-project/crinet/bugreport"
 	"github.com/crinet-project/crinet/doctor"
 	"github.com/crinet-project/crinet/runtime/admin"
+	"github.com/crinet-project/crinet/runtime/bugreport"
 	"github.com/crinet-project/crinet/runtime/recorder"
 )
 
