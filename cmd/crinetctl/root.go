@@ -56,7 +56,7 @@ func newRoot(stdout io.Writer) *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.runDir, "run-dir", "/run/crinet", "crinetd's --run-dir, the `DIR` where admin.sock is")
 	flags.StringVarP(&o.output, "output", "o", "table", "the `FORM` of what is printed: table or json")
-	root.AddCommand(newStatus(o), newWhy(o), newPods(o), newDoctor(o), newTest(o), newProbe(o), newValidate(o), newForget(o),
+	root.AddCommand(newStatus(o), newWhy(o), newPods(o), newDoctor(o), newTest(o), newBugreport(o), newProbe(o), newValidate(o), newForget(o),
 		newInstall(o), newUninstall(o), newMan(o))
 	return root
 }

@@ -79,32 +79,47 @@ func (c *Client) Try(ctx context.Context) (trial Trial, err error) {
 	return trial, err
 }
 
+// Metrics asks for the metrics, in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) (string, error) {
+	body, err := c.exchange(ctx, http.MethodGet, MetricsPath, nil)
+	return string(body), err
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
 	return c.do(ctx, http.MethodGet, path, nil, into)
 }
 
-func (c *Client) do(ctx context.Context, method, path string, what io.Reader, into any) (err error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://crinetd"+path, what)
+func (c *Client) do(ctx context.Context, method, path string, what io.Reader, into any) error {
+	body, err := c.exchange(ctx, method, path, what)
 	if err != nil {
 		return err
-	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return fmt.Errorf("%w at %s (does it run, are you root, is --run-dir its own?): %w", ErrNoAnswer, c.socket, err)
-	}
-	defer func() { err = errors.Join(err, response.Body.Close()) }()
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("crinetd at %s: %w", c.socket, err)
-	}
-	if response.StatusCode == http.StatusNotFound {
-		return fmt.Errorf("crinetd at %s: %w: %s", c.socket, ErrNotFound, bytes.TrimSpace(body))
-	}
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("crinetd at %s: %s: %s", c.socket, response.Status, body)
 	}
 	if err := json.Unmarshal(body, into); err != nil {
 		return fmt.Errorf("crinetd at %s: answer: %w", c.socket, err)
 	}
 	return nil
+}
+
+// exchange sends a request and returns the answer's body.
+func (c *Client) exchange(ctx context.Context, method, path string, what io.Reader) (body []byte, err error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://crinetd"+path, what)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("%w at %s (does it run, are you root, is --run-dir its own?): %w", ErrNoAnswer, c.socket, err)
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	body, err = io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("crinetd at %s: %w", c.socket, err)
+	}
+	if response.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("crinetd at %s: %w: %s", c.socket, ErrNotFound, bytes.TrimSpace(body))
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("crinetd at %s: %s: %s", c.socket, response.Status, body)
+	}
+	return body, nil
 }

@@ -172,3 +172,21 @@ func marshal(value any) json.RawMessage {
 	}
 	return bytes.TrimSpace(b.Bytes())
 }
+
+// RedactLines is RedactText for the text of a file or a program, line by line, but for
+// private keys, which have many lines.
+func RedactLines(text []byte) []byte {
+	if !suspicious(text) {
+		return text
+	}
+	text = pems.ReplaceAll(text, []byte(Redacted))
+	var b bytes.Buffer
+	b.Grow(len(text))
+	for line := range bytes.Lines(text) {
+		if suspicious(line) {
+			line = []byte(RedactText(string(line)))
+		}
+		b.Write(line)
+	}
+	return b.Bytes()
+}
