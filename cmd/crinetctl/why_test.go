@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -99,9 +100,13 @@ type recorded struct {
 	operations []recorder.Operation
 	story      *why.Story
 	whyErr     error
+	asked      func() // may be nil
 }
 
-func (r recorded) Operations(q recorder.Query) ([]recorder.Operation, error) {
+func (r recorded) Operations(recorder.Query) ([]recorder.Operation, error) {
+	if r.asked != nil {
+		r.asked()
+	}
 	return r.operations, r.whyErr
 }
 
@@ -187,8 +192,14 @@ func TestWhyWatch(t *testing.T) {
 	s.operations = []recorder.Operation{
 		{ID: "2", State: recorder.UnderWay, Verb: recorder.Add, Pod: web}, {ID: "1", State: recorder.Done, Verb: recorder.Del, Pod: web, Start: start, Err: "\x1bno"},
 	}
-	ctx, stop := context.WithTimeout(t.Context(), followEvery*5/2)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	var times atomic.Int32
+	s.asked = func() {
+		if times.Add(1) == 3 {
+			stop()
+		}
+	}
 	var out bytes.Buffer
 	if err := run(ctx, []string{"why", "--watch", "--run-dir", serve(t, s)}, &out); err != nil {
 		t.Error(err)
