@@ -411,3 +411,20 @@ func TestWhyCallerLosesPatience(t *testing.T) {
 	n.setRules()
 	n.clean()
 }
+
+// A network whose DHCP server does not answer.
+func TestWhyDeadDHCPServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.sh("ip link add lan0 type bridge; ip link set lan0 up") // nobody is on it
+	n.ok(n.WriteConf("10-lan.conflist", dhcpNetwork))
+	n.ok(n.StartContainerd(n.ctx))
+	n.ok(n.StartCrinetd(n.ctx, append([]string{"--cni-timeout=4s"}, cniFlags...)...))
+	client := n.client(node.CrinetdSocket)
+	n.awaitNetwork(client, true)
+	if _, err := client.RunPod(n.ctx, n.PodConfig("unleased")); err == nil {
+		t.Error("a pod came up without an address")
+	}
+	n.why("unleased", 1, "FAILED", "did not finish in time", "What to do", "No DHCP server has answered")
+	n.removeAll(client)
+}

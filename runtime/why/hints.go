@@ -1,6 +1,7 @@
 package why
 
 import (
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -55,7 +56,7 @@ func classes() []class {
 		{[]string{"no usable cni network", "is broken", "unexpected end of json", "invalid character", "cannot unmarshal", "unknown field", "error parsing"}, (*clue).configuration},
 		{[]string{"is no network namespace", "open netns", "no such device", "namespace is gone"}, always(
 			"The sandbox's network namespace or interface is gone: somebody removed it, or the runtime was restarted without its state. Delete the pod: its controller makes a new one.")},
-		{[]string{"already has an ip address different", "exists with another"}, (*clue).bridgeAddress},
+		{[]string{"already has an ip address different", "exists with another", "it has the address"}, (*clue).bridgeAddress},
 		{[]string{"permission denied", "operation not permitted"}, always(
 			"crinetd or a plugin lacks a right: both must run as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN. See the rights of the file that the error names, SELinux or AppArmor (ausearch -m avc, dmesg), and drop-ins of crinetd.service.")},
 		{[]string{"connection refused", "no such host", "i/o timeout", "no route to host"}, (*clue).agent},
@@ -183,10 +184,33 @@ func (c *clue) hangs() []string {
 	if c.plugin == "" {
 		return []string{"Something did not answer in time: see crinetctl status and the load of the node. The kubelet tries again by itself."}
 	}
+	if c.usesDHCP() {
+		return []string{
+			fmt.Sprintf("No DHCP server has answered: plugin %s has its address from one. See whether it runs and hears this node (tcpdump -ni any port 67 or port 68), and whether its pool has an address left.", c.plugin),
+			"crinetd ends the plugin after --cni-timeout, and the kubelet tries again by itself.",
+		}
+	}
 	return []string{
 		fmt.Sprintf("Plugin %s hangs: mostly what it asks does not answer, such as its agent, the API server or a datastore. See whether that runs and can be reached from this node.", c.plugin),
 		"crinetd ends the plugin after --cni-timeout, and the kubelet tries again by itself.",
 	}
+}
+
+// usesDHCP says whether the plugin that hangs has its address from a DHCP server.
+func (c *clue) usesDHCP() bool {
+	o := c.sandbox.Decisive()
+	if o == nil {
+		return false
+	}
+	for _, run := range o.Runs {
+		var conf struct {
+			IPAM struct{ Type string } `json:"ipam"`
+		}
+		if run.Type == c.plugin && json.Unmarshal(run.Config, &conf) == nil && conf.IPAM.Type == "dhcp" {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *clue) configuration() []string {
