@@ -108,7 +108,7 @@ func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 		}
 	}
 	for _, m := range regexp.MustCompile("`(crinet_[a-z_]+)`").FindAllStringSubmatch(doc, -1) {
-		if have[m[1]] == nil && have[m[1]+"_count"] == nil {
+		if have[m[1]] == nil && have[m[1]+"_count"] == nil && m[1] != "crinet_trace" { // a table
 			t.Errorf("docs/operating.md has the metric %s, which crinetd does not have", m[1])
 		}
 	}

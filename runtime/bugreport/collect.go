@@ -21,6 +21,9 @@ const (
 	maxConfs = 64
 )
 
+// lastOutput is how long a program's output is read after its end.
+const lastOutput = time.Second
+
 // Commands are the programs whose output a report has, if the node has them. None
 // changes anything or loads a module.
 func Commands() [][]string {
@@ -111,12 +114,12 @@ func (s *Sources) commands() []*part {
 }
 
 func output(ctx context.Context, args []string) ([]byte, error) {
-	// A little less than the part has, so that what it printed so far is had.
-	ctx, cancel := context.WithTimeout(ctx, askTime-askTime/6)
+	// Less than the part has, so that what it printed so far is had.
+	ctx, cancel := context.WithTimeout(ctx, askTime-2*lastOutput)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TERM=dumb")
-	cmd.WaitDelay = 100 * time.Millisecond
+	cmd.WaitDelay = lastOutput
 	out := &bounded{most: maxPart}
 	cmd.Stdout, cmd.Stderr = out, out
 	err := cmd.Run()

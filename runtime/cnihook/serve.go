@@ -122,7 +122,7 @@ func (s *Server) answer(ctx context.Context, request *wire.Request) (*call, *wir
 func nested(command string) error {
 	switch command {
 	case wire.CommandAdd, wire.CommandCheck:
-		return wire.Errorf(wire.CodeTryAgainLater, "%s came from a plugin that crinetd runs for this sandbox: the selected network "+
+		return wire.Errorf(wire.CodeInvalidConfig, "%s came from a plugin that crinetd runs for this sandbox: the selected network "+
 			"delegates to crinet, which would wait for itself. Have --network-plugin name a network that does not, "+
 			"and keep 00-crinet.conflist out of the directory in which that plugin looks for networks", command)
 	default:

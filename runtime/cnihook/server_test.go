@@ -422,7 +422,7 @@ func TestNestedCalls(t *testing.T) {
 	inside := wire.InsideVariable + "=1:2"
 	for _, command := range []string{"ADD", "CHECK"} {
 		got := failing(t, environment(command, inside), s.config("1.0.0", ""))
-		if got.Code != wire.CodeTryAgainLater || !strings.Contains(got.Msg, "pod ns/web-0: "+command) || !strings.Contains(got.Msg, "delegates to crinet") {
+		if got.Code != wire.CodeInvalidConfig || !strings.Contains(got.Msg, "pod ns/web-0: "+command) || !strings.Contains(got.Msg, "delegates to crinet") {
 			t.Errorf("nested %s: %+v", command, got)
 		}
 	}

@@ -160,9 +160,9 @@ func TestNestedCallFailsAtOnce(t *testing.T) {
 		start := time.Now()
 		_, err := n.Attach(t.Context(), call("a"))
 		var said *wire.Error
-		if !errors.As(err, &said) || said.Code != wire.CodeTryAgainLater || !strings.Contains(err.Error(), "calls crinet again") ||
+		if !errors.As(err, &said) || said.Code != wire.CodeInvalidConfig || !strings.Contains(err.Error(), "calls crinet again") ||
 			!strings.HasPrefix(said.Msg, c.verb) {
-			t.Errorf("nested %s: ADD = %v, want code 11 and the reason", c.verb, err)
+			t.Errorf("nested %s: ADD = %v, want code 7 and the reason", c.verb, err)
 		}
 		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("nested %s took %v", c.verb, took)

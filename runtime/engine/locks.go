@@ -38,8 +38,8 @@ type keyLock struct {
 }
 
 // lock waits for the attachment's mutex and returns what unlocks it. The error
-// has code 11, try again later; it is a nestedError if the call would wait for
-// its own parent.
+// has code 11, try again later. If the call would wait for its own parent it is a
+// nestedError, of code 7, invalid network config: no other try helps.
 func (l *locks) lock(ctx context.Context, key journal.Key, verb string) (unlock func(), err error) {
 	k := l.join(key)
 	began, patience := time.Now(), time.NewTicker(nestedAdd)
@@ -74,7 +74,7 @@ func (e nestedError) Error() string { return e.said.Error() }
 func (e nestedError) Unwrap() error { return e.said }
 
 func nested(verb, holder, containerID string) error {
-	return nestedError{said: wire.Errorf(wire.CodeTryAgainLater, "%s for sandbox %s came while the %s of the same sandbox was under way: "+
+	return nestedError{said: wire.Errorf(wire.CodeInvalidConfig, "%s for sandbox %s came while the %s of the same sandbox was under way: "+
 		"a plugin of the selected network calls crinet again. Name a network for --network-plugin whose plugins "+
 		"do not delegate to crinet, and keep 00-crinet.conflist out of the directory in which they look for networks",
 		verb, containerID, holder)}
