@@ -80,6 +80,7 @@ type Plugin struct {
 
 	add, del, check *lane
 	retries         atomic.Uint64 // of ADD
+	removing        atomic.Int64  // TearDownPods under way
 }
 
 // New returns a CNI network plugin.

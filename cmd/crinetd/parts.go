@@ -267,7 +267,7 @@ func (p *parts) makeChain(context.Context) error {
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
 		AwaitStatus: !p.selection.Settled(),
-		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
+		MaxChains:   o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
@@ -393,6 +393,11 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	if p.keeper != nil {
 		c.Installation = p.keeper
+	}
+	if p.headroom != nil {
+		c.Addresses = func() (string, error) {
+			return p.headroom.Refusal(func() bool { return p.chain.Removing() || p.engine.Removing() })
+		}
 	}
 	if p.noop != nil {
 		p.report.Plugin = p.noop.Name()

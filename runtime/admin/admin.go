@@ -256,13 +256,13 @@ type Problem struct {
 
 // Pod is a sandbox with a network.
 type Pod struct {
-	Namespace string   `json:"namespace"`
-	Name      string   `json:"name"`
-	UID       string   `json:"uid"`
-	SandboxID string   `json:"sandboxID"`
-	State     string   `json:"state"`
-	Network   string   `json:"network"`
-	NetNS     string   `json:"netns"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	SandboxID string `json:"sandboxID"`
+	State     string `json:"state"`
+	Network   string `json:"network"`
+	NetNS     string `json:"netns"`
 	// OtherNetwork: new pods get another network than this one.
 	OtherNetwork bool     `json:"otherNetwork,omitempty"`
 	Addresses    []string `json:"addresses"`

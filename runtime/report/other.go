@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-
 	"github.com/crinet-project/crinet/runtime/admin"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
@@ -73,4 +72,3 @@ func (s *Source) registerWaiting(gauge func(name, help string, value func() floa
 		}),
 	}
 }
-
