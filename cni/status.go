@@ -20,6 +20,8 @@ const (
 	statusInterval = 5 * time.Second
 	// statusRetry is that time while STATUS fails.
 	statusRetry = 2 * time.Second
+	// statusFirst is that time until it succeeds for the first time.
+	statusFirst = 500 * time.Millisecond
 )
 
 // StatusReport is what STATUS has answered for the selected network.
@@ -48,11 +50,12 @@ type statusWatch struct {
 	failed   atomic.Uint64
 	every    time.Duration // statusInterval
 	retry    time.Duration // statusRetry
+	first    time.Duration // statusFirst
 	now      func() time.Time
 }
 
 func newStatusWatch() *statusWatch {
-	w := &statusWatch{changed: make(chan struct{}, 1), every: statusInterval, retry: statusRetry, now: time.Now, began: time.Now()}
+	w := &statusWatch{changed: make(chan struct{}, 1), every: statusInterval, retry: statusRetry, first: statusFirst, now: time.Now, began: time.Now()}
 	w.last.Store(&StatusReport{})
 	return w
 }
@@ -118,12 +121,14 @@ func (p *Plugin) askStatus(ctx context.Context, network *config.Network) {
 			return // nothing was answered
 		}
 		wait := p.status.every
-		if err != nil {
-			p.status.failed.Add(1)
-			wait = p.status.retry
-		}
 		p.judge(network.Name, err)
 		p.status.asked.Add(1) // what it says counts by now
+		if err != nil {
+			p.status.failed.Add(1)
+			if wait = p.status.retry; !p.status.last.Load().good {
+				wait = p.status.first
+			}
+		}
 		if !backoff.Sleep(ctx, wait) {
 			return
 		}

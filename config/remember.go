@@ -159,7 +159,7 @@ func (s *Selection) Waiting() (what string, since time.Time) {
 // what says what new pods wait for. The caller holds the lock.
 func (s *Selection) what(now *Snapshot) string {
 	name := s.cfg.NetworkPlugin
-	if name == PluginCNI {
+	if name == PluginCNI || s.awaited.Load() != nil {
 		name = s.last.Network
 	}
 	for _, p := range now.Problems {
