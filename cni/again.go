@@ -170,5 +170,9 @@ func (p *Plugin) removals() int {
 	return p.config.Removals()
 }
 
+// Removing says whether the DEL of an attachment runs or waits for its turn, however
+// long it takes.
+func (p *Plugin) Removing() bool { return p.removing.Load() > 0 }
+
 // Pressure is how busy ADD is, and how often it was tried again since the start.
 func (p *Plugin) Pressure() (load Load, retries uint64) { return p.add.load(), p.retries.Load() }

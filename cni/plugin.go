@@ -40,6 +40,10 @@ type Config struct {
 	// StatusGrace is how long the STATUS of a network that was good may fail
 	// before it counts (--cni-status-grace).
 	StatusGrace time.Duration
+	// AwaitStatus says that the first network is not ready before its STATUS has
+	// answered. It is for the first start after a boot: later, a network that was
+	// ready counts as ready until it answers.
+	AwaitStatus bool
 	// MaxChains bounds how many chains run ADD at once, and likewise DEL and
 	// CHECK (--cni-max-chains); 0 sets no bound. A chain that runs longer than
 	// ten seconds does not count any more.
@@ -76,6 +80,7 @@ type Plugin struct {
 
 	add, del, check *lane
 	retries         atomic.Uint64 // of ADD
+	removing        atomic.Int64  // TearDownPods under way
 }
 
 // New returns a CNI network plugin.
@@ -107,7 +112,7 @@ func (p *Plugin) Status() error {
 			return fmt.Errorf("network %q: %w", network.Name, err)
 		}
 	}
-	return p.statusError(network.Name)
+	return p.statusError(network)
 }
 
 // network returns the selected network, or why it cannot be used now.

@@ -20,6 +20,8 @@ const (
 	statusInterval = 5 * time.Second
 	// statusRetry is that time while STATUS fails.
 	statusRetry = 2 * time.Second
+	// statusFirst is that time until it succeeds for the first time.
+	statusFirst = 500 * time.Millisecond
 )
 
 // StatusReport is what STATUS has answered for the selected network.
@@ -42,16 +44,18 @@ type StatusReport struct {
 type statusWatch struct {
 	changed  chan struct{} // holds one: the selection may have changed
 	last     atomic.Pointer[StatusReport]
+	began    time.Time
 	asked    atomic.Uint64
 	underWay atomic.Bool
 	failed   atomic.Uint64
 	every    time.Duration // statusInterval
 	retry    time.Duration // statusRetry
+	first    time.Duration // statusFirst
 	now      func() time.Time
 }
 
 func newStatusWatch() *statusWatch {
-	w := &statusWatch{changed: make(chan struct{}, 1), every: statusInterval, retry: statusRetry, now: time.Now}
+	w := &statusWatch{changed: make(chan struct{}, 1), every: statusInterval, retry: statusRetry, first: statusFirst, now: time.Now, began: time.Now()}
 	w.last.Store(&StatusReport{})
 	return w
 }
@@ -82,7 +86,7 @@ func (p *Plugin) StatusUnderWay() bool { return p.status.underWay.Load() }
 // Config.Timeout at most.
 //
 // A network that has not answered yet counts as ready, so that a restart of
-// crinetd does not make the node flap. The first answer counts, and so does each
+// crinetd does not make the node flap; after a boot it does not (Config.AwaitStatus). The first answer counts, and so does each
 // good one. After a good one, failures count once they have gone on for
 // Config.StatusGrace.
 func (p *Plugin) RunStatus(ctx context.Context) {
@@ -117,12 +121,14 @@ func (p *Plugin) askStatus(ctx context.Context, network *config.Network) {
 			return // nothing was answered
 		}
 		wait := p.status.every
-		p.status.asked.Add(1)
+		p.judge(network.Name, err)
+		p.status.asked.Add(1) // what it says counts by now
 		if err != nil {
 			p.status.failed.Add(1)
-			wait = p.status.retry
+			if wait = p.status.retry; !p.status.last.Load().good {
+				wait = p.status.first
+			}
 		}
-		p.judge(network.Name, err)
 		if !backoff.Sleep(ctx, wait) {
 			return
 		}
@@ -179,12 +185,36 @@ func (p *Plugin) judge(network string, answer error) {
 }
 
 // statusError returns why a network is not ready by its STATUS, or nil.
-func (p *Plugin) statusError(network string) error {
+func (p *Plugin) statusError(network *config.Network) error {
+	awaited := p.statusAwaited(network) // before the report: an answer is either there or awaited
 	report := p.status.last.Load()
-	if report.Network != network || !report.NotReady {
+	switch {
+	case report.Network == network.Name && report.NotReady:
+		return fmt.Errorf("waiting for the network's STATUS since %s: %w", report.FailingSince.Format(time.TimeOnly), report.Err)
+	case awaited:
+		return fmt.Errorf("waiting for the first answer of network %q to STATUS since %s", network.Name, p.status.began.Format(time.TimeOnly))
+	default:
 		return nil
 	}
-	return report.Err
+}
+
+// statusAwaited says whether a network has to answer STATUS before it is ready, and
+// nobody has answered yet.
+func (p *Plugin) statusAwaited(network *config.Network) bool {
+	return p.config.AwaitStatus && p.status.asked.Load() == 0 && atLeast(network.CNIVersion, "1.1.0")
+}
+
+// StatusWaits returns since when the selected network is not ready by its STATUS; zero
+// if it is ready.
+func (p *Plugin) StatusWaits() time.Time {
+	network, err := p.network()
+	if err != nil || p.statusError(network) == nil {
+		return time.Time{}
+	}
+	if since := p.status.last.Load().FailingSince; !since.IsZero() {
+		return since
+	}
+	return p.status.began
 }
 
 // explainStatus says what the code of a failed STATUS means (CNI spec 1.1.0,

@@ -55,7 +55,7 @@ func newStatusBench(t *testing.T, grace time.Duration) *statusBench {
 		PodCIDRs: func() []netip.Prefix { return *b.cidrs.Load() },
 		Runner:   pluginexec.New(pluginexec.Config{}), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
-	b.status.every, b.status.retry = 20*time.Millisecond, 10*time.Millisecond
+	b.status.every, b.status.retry, b.status.first = 20*time.Millisecond, 10*time.Millisecond, 10*time.Millisecond
 	b.status.now = func() time.Time { return time.Now().Add(time.Duration(b.clock.Load()) * time.Second) }
 	return b
 }
@@ -251,5 +251,56 @@ func TestReady(t *testing.T) {
 	b.choose("net", "1.0.0")
 	if !b.refuses(`network "net": no daemon for net`) {
 		t.Error("a network is ready whose daemon does not run")
+	}
+}
+
+// After a boot the first answer is awaited, good or not; networks without STATUS do not
+// wait.
+func TestStatusIsAwaitedAfterABoot(t *testing.T) {
+	t.Parallel()
+	b := newStatusBench(t, time.Hour)
+	b.config.AwaitStatus = true
+	old := &config.Network{Name: "old", CNIVersion: "1.0.0", ConfList: []byte(`{"cniVersion":"1.0.0","name":"old","plugins":[{"type":"plug"}]}`)}
+	b.selected.Store(old)
+	if err := b.Status(); err != nil || !b.StatusWaits().IsZero() {
+		t.Errorf("a network without STATUS: %v, since %v", err, b.StatusWaits())
+	}
+	b.selected.Store(&config.Network{Name: "first", CNIVersion: "1.1.0", ConfList: []byte(`{"cniVersion":"1.1.0","name":"first","plugins":[{"type":"plug"}]}`)})
+	if err := b.Status(); err == nil || !strings.Contains(err.Error(), `waiting for the first answer of network "first" to STATUS since `) || b.StatusWaits().IsZero() {
+		t.Errorf("before the first answer: %v, since %v", err, b.StatusWaits())
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "first"), []byte(`echo '{"cniVersion":"1.1.0","code":50,"msg":"the agent is late"}'; exit 1`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { b.RunStatus(ctx) })
+	defer running.Wait()
+	defer end()
+	await := func(what string, holds func(error) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			if err := b.Status(); holds(err) {
+				return
+			} else if time.Now().After(deadline) {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	await("the agent is late", func(err error) bool {
+		if err == nil {
+			t.Fatal("ready while the agent is late")
+		}
+		return strings.Contains(err.Error(), "waiting for the network's STATUS since ") && strings.Contains(err.Error(), "the agent is late")
+	})
+	if b.StatusWaits().IsZero() {
+		t.Error("not ready by STATUS, and it waits since never")
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "first"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	await("the agent is there", func(err error) bool { return err == nil })
+	if !b.StatusWaits().IsZero() {
+		t.Errorf("ready, and it waits since %v", b.StatusWaits())
 	}
 }

@@ -16,6 +16,8 @@ import (
 // fails; here each plugin gets its DEL, and the errors of all are returned. It
 // is idempotent if the plugins are, as the CNI spec asks of them.
 func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
+	p.removing.Add(1)
+	defer p.removing.Add(-1)
 	return p.run(ctx, p.del, p.del.turn(false), a, func(ctx context.Context, list *libcni.NetworkConfigList) error {
 		var errs []error
 		released := p.releaseLeases(ctx, list, a)

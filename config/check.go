@@ -53,6 +53,8 @@ func (r *raw) checkNumbers() error {
 		return &UsageError{"--cni-timeout", r.CNITimeout.String(), "want more than 0s"}
 	case r.CNIStatusGrace < 0:
 		return &UsageError{"--cni-status-grace", r.CNIStatusGrace.String(), "want 0s or more"}
+	case r.NetworkWait < 0:
+		return &UsageError{"--network-wait", r.NetworkWait.String(), "want 0s or more"}
 	case r.CNIGCInterval < 0:
 		return &UsageError{"--cni-gc-interval", r.CNIGCInterval.String(), "want 0s or more"}
 	case r.CNIFailedAdds < 0:

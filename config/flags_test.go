@@ -21,9 +21,9 @@ func defaults() *Options {
 		CNIConfDir:     "/etc/cni/net.d",
 		CNICacheDir:    "/var/lib/crinet/cni",
 		CNITimeout:     time.Minute,
-		CNIStatusGrace: time.Minute,
-		CNIGCInterval:  5 * time.Minute,
-		CNIMaxChains:   32, CNIPassing: []string{"11"}, Critical: []string{"kube-system"},
+		CNIStatusGrace: time.Minute, NetworkWait: 5 * time.Minute,
+		CNIGCInterval: 5 * time.Minute,
+		CNIMaxChains:  32, CNIPassing: []string{"11"}, Critical: []string{"kube-system"},
 		BuiltinPlugins:           []string{"bridge", "ptp", "host-local", "flannel"},
 		ShutdownGrace:            30 * time.Second,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
@@ -83,6 +83,7 @@ func TestParse(t *testing.T) {
 		{"--hostport plugin --hostport-conflict warn --hairpin-mode none", func(o *Options) {
 			o.HostPort, o.HostPortConflict, o.HairpinMode = "plugin", "warn", "none"
 		}},
+		{"--network-wait 0", func(o *Options) { o.NetworkWait = 0 }},
 		{"--cni-status-grace 0", func(o *Options) { o.CNIStatusGrace = 0 }},
 		{"--hostport off --cni-timeout 90s", func(o *Options) { o.HostPort, o.CNITimeout = "off", 90*time.Second }},
 		{"--metrics-bind-address [::1]:9300 -v 10 --log-format json", func(o *Options) {
@@ -155,6 +156,7 @@ func TestParseWrong(t *testing.T) {
 		{"--pod-cidr=10.0.0.0/24,fd01::/64,10.1.0.0/24", "--pod-cidr", "10.0.0.0/24,fd01::/64,10.1.0.0/24", "one of IPv4 and one of IPv6"},
 		{"--cni-timeout=0", "--cni-timeout", "0s", "more than 0s"},
 		{"--cni-timeout=-1s", "--cni-timeout", "-1s", "more than 0s"},
+		{"--network-wait=-1s", "--network-wait", "-1s", "0s or more"},
 		{"--cni-status-grace=-1s", "--cni-status-grace", "-1s", "0s or more"},
 		{"--cni-gc-interval=-1s", "--cni-gc-interval", "-1s", "0s or more"},
 		{"--cni-failed-adds-not-ready=-1", "--cni-failed-adds-not-ready", "-1", "0 or more"},

@@ -56,6 +56,7 @@ type Options struct {
 	PodCIDRs         []netip.Prefix // none, one, or one of each IP family
 	CNITimeout       time.Duration  // limit of one run of a plugin chain
 	CNIStatusGrace   time.Duration  // how long STATUS may fail before it counts
+	NetworkWait      time.Duration  // how long after a reboot the network of before is waited for
 	CNIGCInterval    time.Duration  // between garbage collections; 0: at the start only
 	CNIMaxChains     int            // plugin chains that run at once; 0: no limit
 	CNIPassing       []string       // errors of ADD that pass: codes and texts

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -34,7 +35,7 @@ func Scan(dir *Dir, plugins *probe.Plugins, prev *Snapshot, opts ScanOptions) *S
 
 // snapshot puts configurations and plugins together.
 func (l *loaded) snapshot(plugins *probe.Plugins, opts ScanOptions) *Snapshot {
-	s := &Snapshot{Dir: l.dir, DirReason: l.reason, Plugins: plugins, good: l.good()}
+	s := &Snapshot{Dir: l.dir, DirReason: l.reason, Plugins: plugins, good: l.good(), waits: make(map[string]string)}
 	for _, f := range l.files {
 		s.add(f, opts)
 	}
@@ -66,6 +67,7 @@ func (s *Snapshot) add(f loadedFile, opts ScanOptions) {
 	n, reason := p.network(s.Plugins, opts)
 	if reason != "" {
 		report(ProblemUnusable, reason)
+		s.waits[f.path] = p.absent(s.Plugins)
 		return
 	}
 	for _, other := range s.Networks {
@@ -156,9 +158,50 @@ func (p *parsed) missing(plugins *probe.Plugins, cniVersion string) []string {
 		case pl.ipam != "" && execsIPAM(pl.typ):
 			reasons = append(reasons, fmt.Sprintf("IPAM plugin %s is no executable in %s", pl.ipam, dirPaths(plugins)))
 		}
+		for _, typ := range pl.needed() {
+			if found, ok := plugins.Find(typ); !ok || found.NotExecutable {
+				reasons = append(reasons, fmt.Sprintf("plugin %s, to which %s delegates, is no executable in %s", typ, pl.typ, dirPaths(plugins)))
+			}
+		}
 	}
 	slices.Sort(reasons)
 	return slices.Compact(reasons)
+}
+
+// absent lists the binaries that the network lacks, and where they are looked for;
+// empty if none is missing.
+func (p *parsed) absent(plugins *probe.Plugins) string {
+	var all []string
+	lacks := func(role, typ string) {
+		if found, ok := plugins.Find(typ); !ok || found.NotExecutable {
+			all = append(all, role+" "+typ)
+		}
+	}
+	for _, pl := range p.plugins {
+		lacks("plugin", pl.typ)
+		if pl.ipam != "" && execsIPAM(pl.typ) {
+			lacks("IPAM plugin", pl.ipam)
+		}
+		for _, typ := range pl.needed() {
+			lacks("plugin", typ)
+		}
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ") + " in " + dirPaths(plugins)
+}
+
+// needed are the types that the plugin delegates to and that must be in the bin dirs:
+// those of flannel, which looks there. Others, such as Multus, may have directories of
+// their own.
+func (pl *parsedPlugin) needed() []string {
+	const parts = 4 // what delegation finds in one delegate, and what parse adds
+	if pl.typ != "flannel" || len(pl.delegates) != parts {
+		return nil
+	}
+	return []string{cmp.Or(pl.delegates[0], pl.delegates[2]), cmp.Or(pl.delegates[1], pl.delegates[3])}
 }
 
 // execsIPAM reports whether a type is one of the reference plugins that execute

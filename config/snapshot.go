@@ -112,7 +112,8 @@ type Snapshot struct {
 	Changed    time.Time
 	Why        string
 
-	good map[string]*parsed // by file name: what was last good
+	good  map[string]*parsed // by file name: what was last good
+	waits map[string]string  // by path: the binaries that a file's network lacks
 }
 
 // same reports whether both say the same, generations aside.

@@ -265,7 +265,8 @@ func TestNetworkIsTakenAwayOnlyOnPurpose(t *testing.T) {
 	for range 5 {
 		n.ok(os.Remove(n.Path(node.ConfDir + "/10-mynet.conf")))
 		began := time.Now()
-		if message := n.awaitNetwork(client, false); !strings.Contains(message, "NetworkPluginNotReady: no usable CNI network in "+node.ConfDir) {
+		if message := n.awaitNetwork(client, false); !strings.Contains(message, "NetworkPluginNotReady: waiting for network mynet in "+node.ConfDir) ||
+			!strings.Contains(message, "no usable CNI network in "+node.ConfDir) {
 			t.Errorf("NetworkReady is false with %q", message)
 		}
 		took = append(took, time.Since(began))

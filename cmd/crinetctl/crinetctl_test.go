@@ -147,8 +147,9 @@ func full() *source {
 				{File: "/etc/cni/net.d/20-other.conflist", Kind: "stale", Reason: "is empty; its last good version is used"},
 				{File: "/etc/cni/net.d/30.conf", Line: 3, Col: 15, Kind: "broken", Reason: "is broken: invalid character ','"},
 			},
-			Reloads: []admin.Reload{{Generation: 2, Time: start, Why: "network mynet changed"}, {Generation: 1, Time: start.Add(-time.Hour), Why: "start"}},
-			Watch:   &admin.Watch{Scans: 12, Probes: 3, LastScan: start, Error: "inotify cannot be used"},
+			OtherNetwork: &admin.OtherNetwork{Network: "mynet", Count: 12, Pods: []string{"default/lost (podman)", "a\x1b[31m/b (podman)"}},
+			Reloads:      []admin.Reload{{Generation: 2, Time: start, Why: "network mynet changed"}, {Generation: 1, Time: start.Add(-time.Hour), Why: "start"}},
+			Watch:        &admin.Watch{Scans: 12, Probes: 3, LastScan: start, Error: "inotify cannot be used"},
 		},
 		plugins: admin.Plugins{
 			Dirs: []admin.BinDir{{Path: "/opt/cni/bin"}, {Path: "/usr/lib/cni", Reason: "does not exist"}},
@@ -158,7 +159,7 @@ func full() *source {
 			},
 		},
 		pods: []admin.Pod{
-			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a",
+			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a", OtherNetwork: true,
 				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"}, HostPortsLimited: "macvlan: not from the node itself", Adopted: true,
 				Steps: []admin.Step{{Step: "create", Start: start, Duration: .01}, {Step: "netns", Duration: .0002}, {Step: "plugin", Duration: .1}, {Step: "start", Duration: -1}}},
 			{Namespace: "kube-system", Name: "gone", UID: "u2", SandboxID: "ff", State: "detaching", Network: "mynet", Addresses: []string{}, HostPorts: []string{},
@@ -206,7 +207,8 @@ func TestTables(t *testing.T) {
 	}
 	golden(t, "pods.txt", out.String())
 
-	notReady := &source{status: admin.Status{Version: "v1", Plugin: "cni", Reason: "no usable CNI network in /etc/cni/net.d"}}
+	notReady := &source{status: admin.Status{Version: "v1", Plugin: "cni", Reason: "no usable CNI network in /etc/cni/net.d",
+		Waiting: "plugin cilium-cni in /opt/cni/bin", WaitingSince: &start}}
 	dir = serve(t, notReady)
 	for _, command := range []string{"status", "probe", "pods"} {
 		var out bytes.Buffer

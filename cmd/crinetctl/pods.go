@@ -30,16 +30,25 @@ func newPods(o *options) *cobra.Command {
 // steps are the columns of a pod's lifecycle, in its order.
 var steps = [...]string{"create", "netns", "plugin", "start"}
 
+// moveHint is how pods come to the selected network.
+const moveHint = "They keep it until they are made anew: delete them (kubectl delete pod), and what manages them makes them on the selected one."
+
 func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 	w := newTable(stdout)
 	w.row("NAMESPACE", "POD", "SANDBOX", "STATE", "NETWORK", "ADDRESSES", "HOSTPORTS",
 		strings.ToUpper(strings.Join(steps[:], "\t")), "AGE")
+	others := 0
 	for _, p := range pods {
 		state := p.State
 		if p.Adopted {
 			state += ", adopted"
 		}
-		cells := []string{p.Namespace, p.Name, short(p.SandboxID), state, p.Network,
+		network := p.Network
+		if p.OtherNetwork {
+			network += " (not selected)"
+			others++
+		}
+		cells := []string{p.Namespace, p.Name, short(p.SandboxID), state, network,
 			orNone(strings.Join(p.Addresses, ",")), orNone(strings.Join(p.HostPorts, ","))}
 		for _, step := range steps {
 			cells = append(cells, stepTime(p, step))
@@ -48,6 +57,11 @@ func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if others > 0 {
+		if _, err := fmt.Fprintf(stdout, "\nPods on a network that is not selected: %d. %s\n", others, moveHint); err != nil {
+			return err
+		}
 	}
 	for _, p := range pods {
 		if p.HostPortsLimited != "" {

@@ -35,6 +35,9 @@ func printStatus(o *options, s admin.Status) error {
 	} else {
 		w.row("Network ready:", o.paint(red, "no: "+s.Reason))
 	}
+	if s.Waiting != "" && s.WaitingSince != nil {
+		w.row("Waiting for:", fmt.Sprintf("%s, since %s", s.Waiting, s.WaitingSince.Local().Format(time.DateTime)))
+	}
 	if s.Network != "" {
 		w.row("Network:", fmt.Sprintf("%s (%s)", s.Network, s.NetworkFile))
 		w.row("Selected as:", s.Selected)
@@ -62,6 +65,9 @@ func printStatus(o *options, s admin.Status) error {
 		for _, leak := range r.Leaks {
 			w.row("Leaked:", fmt.Sprintf("%s, of container %q, which nobody knows: remove %s", leak.Address, leak.Container, leak.File))
 		}
+	}
+	if o := s.OtherNetwork; o != nil {
+		w.row("Other network:", otherNetwork(o))
 	}
 	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
 	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
@@ -108,6 +114,20 @@ func networkPlugin(p admin.NetworkPlugin) string {
 		return p.Type + ", built in"
 	}
 	return fmt.Sprintf("%s, executed: %s", p.Type, p.Why)
+}
+
+// otherNetwork names the pods that are on another network than new pods get. Names are
+// those of somebody's pods.
+func otherNetwork(o *admin.OtherNetwork) string {
+	names := make([]string, 0, len(o.Pods))
+	for _, pod := range o.Pods {
+		names = append(names, fmt.Sprintf("%q", pod))
+	}
+	text := fmt.Sprintf("%d pods are not on network %s, which new pods get: %s", o.Count, o.Network, strings.Join(names, ", "))
+	if more := o.Count - len(o.Pods); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text + ". " + moveHint
 }
 
 // runtimeLine describes the container runtime in one line.

@@ -63,6 +63,8 @@ const (
 	candidatePatience = 5 * time.Second
 	// lastGoodFile holds the last good configurations, in --state-dir.
 	lastGoodFile = "lastgood.json"
+	// selectedFile holds which network was selected last, in --state-dir.
+	selectedFile = "selected.json"
 	// keptDir holds copies of plugins' binaries, in --state-dir.
 	keptDir = "plugins"
 )
@@ -83,6 +85,7 @@ type parts struct {
 	sandboxes *upstream.Sandboxes
 	runtime   *upstream.Watcher
 	podCIDRs  *engine.PodCIDRs
+	bootID    string
 	watcher   *config.Watcher // nil under noop
 	selection *config.Selection
 	mark      string // environment variable of the plugins that crinetd runs
@@ -182,6 +185,11 @@ func (p *parts) openJournal(context.Context) (err error) {
 	if p.mark, err = pluginexec.StateMark(p.options.StateDir); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
+	bootID, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return fmt.Errorf("boot id: %w", err)
+	}
+	p.bootID = string(bytes.TrimSpace(bootID))
 	p.podCIDRs, err = engine.NewPodCIDRs(p.journal, p.options.PodCIDRs, p.log)
 	return err
 }
@@ -202,6 +210,7 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 	o := p.options
 	selection := config.SelectionConfig{
 		NetworkPlugin: o.NetworkPlugin, Log: p.log, PodCIDRKnown: func() bool { return len(p.podCIDRs.Get()) > 0 },
+		File: filepath.Join(o.StateDir, selectedFile), BootID: p.bootID, Wait: o.NetworkWait,
 	}
 	if o.Noop() {
 		p.selection = config.NewSelection(selection)
@@ -212,8 +221,7 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 		LastGoodFile: filepath.Join(o.StateDir, lastGoodFile), Log: p.log,
 		OnChange: func(s *config.Snapshot) {
 			p.selection.Changed(ctx, s)
-			p.chain.SelectionChanged()
-			p.dhcp.SelectionChanged()
+			p.selectionChanged()
 		},
 	})
 	if err != nil {
@@ -223,6 +231,12 @@ func (p *parts) openNetworks(ctx context.Context) (err error) {
 	p.selection = config.NewSelection(selection)
 	p.selection.Changed(ctx, p.watcher.Snapshot())
 	return nil
+}
+
+// selectionChanged tells those who look after the selected network.
+func (p *parts) selectionChanged() {
+	p.chain.SelectionChanged()
+	p.dhcp.SelectionChanged()
 }
 
 // makeChain makes the CNI network plugin and the keeper of its dhcp daemons.
@@ -252,7 +266,8 @@ func (p *parts) makeChain(context.Context) error {
 	}
 	p.chain = cni.New(cni.Config{
 		BinDirs: o.CNIBinDirs, CacheDir: o.CNICacheDir, Timeout: o.CNITimeout, StatusGrace: o.CNIStatusGrace,
-		MaxChains: o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
+		AwaitStatus: !p.selection.Settled(),
+		MaxChains:   o.CNIMaxChains, Selected: p.selection.Selected, PodCIDRs: p.podCIDRs.Get,
 		Ready:  func(n *config.Network) error { return p.dhcp.Ready(n.ConfList) },
 		Runner: failpoint.Runner(pluginexec.New(pluginexec.Config{Mark: p.mark})), Log: p.log,
 		CanMasquerade: func() error { return p.hostPorts.Available() },
@@ -298,17 +313,13 @@ func (p *parts) makeHostPorts(context.Context) (err error) {
 
 func (p *parts) makeEngine(context.Context) error {
 	o := p.options
-	bootID, err := os.ReadFile(bootIDFile)
-	if err != nil {
-		return fmt.Errorf("boot id: %w", err)
-	}
 	metrics, err := engine.NewMetrics(p.registry)
 	if err != nil {
 		return err
 	}
 	c := engine.Config{
 		Log: p.log, Plugin: p.chain, Journal: failpoint.Journal(p.journal), Sandboxes: p.sandboxes,
-		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: string(bytes.TrimSpace(bootID)),
+		PodCIDRs: p.podCIDRs, Metrics: metrics, BootID: p.bootID,
 		HostPorts: failpoint.HostPorts(p.hostPorts), MapHostPorts: p.mapsHostPorts(),
 		PassPortMappings: o.HostPort == config.HostPortPlugin, StatusUnderWay: p.chain.StatusUnderWay,
 		Namespaces: namespaces{}, FailedAdds: o.CNIFailedAdds, Critical: o.Critical, Recorder: p.recorder,
@@ -382,6 +393,11 @@ func (p *parts) makeHooks(context.Context) (err error) {
 	}
 	if p.keeper != nil {
 		c.Installation = p.keeper
+	}
+	if p.headroom != nil {
+		c.Addresses = func() (string, error) {
+			return p.headroom.Refusal(func() bool { return p.chain.Removing() || p.engine.Removing() })
+		}
 	}
 	if p.noop != nil {
 		p.report.Plugin = p.noop.Name()

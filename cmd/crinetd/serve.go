@@ -81,6 +81,7 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 		<-ready
 	} else {
 		group.Go(func() error { return p.watcher.Run(ctx) })
+		run(func(ctx context.Context) { p.selection.Run(ctx, p.selectionChanged) })
 		run(p.chain.RunStatus)
 	}
 	run(p.dhcp.Run)

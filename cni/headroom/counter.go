@@ -51,6 +51,9 @@ type Counter struct {
 	cfg    Config
 	ranges atomic.Pointer[[]Range]
 
+	listing sync.Mutex          // guards what follows
+	listed  map[string]*listing // by folder: what admission saw
+
 	counting sync.Mutex                 // guards what follows
 	stores   map[string]*store          // by folder
 	parsed   map[string][]Range         // by what an attachment is of

@@ -29,6 +29,13 @@ type Status struct {
 	// Ready says whether new pods can get a network; Reason why not.
 	Ready  bool   `json:"ready"`
 	Reason string `json:"reason,omitempty"`
+	// Waiting says what new pods wait for, WaitingSince since when; empty while the
+	// network is ready, and where it is not known what would help.
+	Waiting      string     `json:"waiting,omitempty"`
+	WaitingSince *time.Time `json:"waitingSince,omitempty"`
+	// OtherNetwork are the pods that are on another network than new pods get; nil if
+	// there are none.
+	OtherNetwork *OtherNetwork `json:"otherNetwork,omitempty"`
 	// Network and NetworkFile name the network that new pods get. Selected says
 	// why it was selected.
 	Network     string `json:"network,omitempty"`
@@ -66,6 +73,16 @@ type Status struct {
 	Reloads []Reload `json:"reloads,omitempty"`
 	// Watch says how changes of the directories are found.
 	Watch *Watch `json:"watch,omitempty"`
+}
+
+// OtherNetwork are pods that are on another network than new pods get. They keep it
+// until they are made anew.
+type OtherNetwork struct {
+	// Network is what new pods get.
+	Network string `json:"network"`
+	Count   int    `json:"count"`
+	// Pods are some of them, as namespace/name (network).
+	Pods []string `json:"pods"`
 }
 
 // Adds is how busy ADD is: how many run, wait, and may run at once (0: no limit), and how
@@ -239,15 +256,17 @@ type Problem struct {
 
 // Pod is a sandbox with a network.
 type Pod struct {
-	Namespace string   `json:"namespace"`
-	Name      string   `json:"name"`
-	UID       string   `json:"uid"`
-	SandboxID string   `json:"sandboxID"`
-	State     string   `json:"state"`
-	Network   string   `json:"network"`
-	NetNS     string   `json:"netns"`
-	Addresses []string `json:"addresses"`
-	HostPorts []string `json:"hostPorts"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	SandboxID string `json:"sandboxID"`
+	State     string `json:"state"`
+	Network   string `json:"network"`
+	NetNS     string `json:"netns"`
+	// OtherNetwork: new pods get another network than this one.
+	OtherNetwork bool     `json:"otherNetwork,omitempty"`
+	Addresses    []string `json:"addresses"`
+	HostPorts    []string `json:"hostPorts"`
 	// HostPortsLimited says from where the hostPorts do not answer and why; empty
 	// if they do.
 	HostPortsLimited string `json:"hostPortsLimited,omitempty"`

@@ -52,7 +52,7 @@ type Recorder interface {
 }
 
 // Config names the parts that the hooks work with. All are required but the
-// last four, and Installation under noop.
+// last five, and Installation under noop.
 type Config struct {
 	Log          *slog.Logger
 	Engine       Engine
@@ -64,6 +64,9 @@ type Config struct {
 	Remove func(ctx context.Context, id string) error
 	// Noop says that the runtime networks its pods itself.
 	Noop bool
+	// Addresses returns why the next pod would get no address, and of which network;
+	// nil if it would. It does not wait.
+	Addresses func() (network string, err error)
 	// Notice is what an operator should know although the network is ready. It
 	// answers from memory.
 	Notice func() string
@@ -83,6 +86,7 @@ type Hooks struct {
 	metrics      *Metrics
 	remove       func(ctx context.Context, id string) error
 	noop         bool
+	addresses    func() (network string, err error)
 	notice       func() string
 	view         func() any
 	recorder     Recorder
@@ -93,7 +97,10 @@ type Hooks struct {
 func New(c Config) *Hooks {
 	h := &Hooks{
 		log: c.Log, engine: c.Engine, runtime: c.Runtime, installation: c.Installation, podCIDRs: c.PodCIDRs,
-		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View, recorder: c.Recorder,
+		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, addresses: c.Addresses, notice: c.Notice, view: c.View, recorder: c.Recorder,
+	}
+	if h.addresses == nil {
+		h.addresses = func() (string, error) { return "", nil }
 	}
 	if h.notice == nil {
 		h.notice = func() string { return "" }

@@ -16,7 +16,7 @@ import (
 type fakeRecorder struct{ lines []string }
 
 func (r *fakeRecorder) Failed(verb, by string, about *journal.Record, err error) {
-	r.lines = append(r.lines, verb+" by "+by+" "+about.Pod.String()+" "+about.Attachment.ContainerID+": "+err.Error())
+	r.lines = append(r.lines, verb+" by "+by+" "+about.Pod.String()+" "+about.Attachment.ContainerID+about.Attachment.Network+": "+err.Error())
 }
 
 // What crinetd answers, and not what the ADD says for itself, is recorded: refusals,
@@ -37,6 +37,11 @@ func TestFailuresAreRecorded(t *testing.T) {
 				_, err := m.hook(n)(t.Context(), request, silent)
 				return err
 			}, "RunPodSandbox by cri ns/pod-a : pod ns/pod-a: network not ready: fake failure"},
+			{"no address", func(n *testNode) error {
+				n.addresses = func() (string, error) { return "small", errFake }
+				_, err := m.hook(n)(t.Context(), request, silent)
+				return err
+			}, "RunPodSandbox by cri ns/pod-a small: pod ns/pod-a: fake failure"},
 			{"the runtime fails", func(n *testNode) error {
 				_, err := m.hook(n)(t.Context(), request, fails)
 				return err

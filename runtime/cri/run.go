@@ -83,6 +83,9 @@ func (h *Hooks) failed(config *runtimeapi.PodSandboxConfig, sandbox string, err 
 	}
 	about := &journal.Record{Pod: podOf(config)}
 	about.Attachment.ContainerID = sandbox
+	if full := new(noAddress); errors.As(err, &full) {
+		about.Attachment.Network = full.network
+	}
 	h.recorder.Failed("RunPodSandbox", "cri", about, errors.New(status.Convert(err).Message()))
 }
 
@@ -141,6 +144,9 @@ func (h *Hooks) admit(ctx context.Context, config *runtimeapi.PodSandboxConfig) 
 	if err := h.Ready(); err != nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "pod %s: network not ready: %v", pod, err)
 	}
+	if network, err := h.addresses(); err != nil {
+		return nil, &noAddress{network, status.Newf(codes.ResourceExhausted, "pod %s: %v", pod, err)}
+	}
 	flight, err := h.engine.Begin(ctx, pod, ports)
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -148,6 +154,18 @@ func (h *Hooks) admit(ctx context.Context, config *runtimeapi.PodSandboxConfig) 
 	flight.First = static(config)
 	return flight, nil
 }
+
+// noAddress is the refusal of a pod whose network has no address left.
+type noAddress struct {
+	network string
+	status  *status.Status
+}
+
+// Error is the status as an error.
+func (e *noAddress) Error() string { return e.status.Err().Error() }
+
+// GRPCStatus is what the caller gets.
+func (e *noAddress) GRPCStatus() *status.Status { return e.status }
 
 // sourceAnnotation is where the kubelet says from where it has a pod.
 const sourceAnnotation = "kubernetes.io/config.source"

@@ -105,6 +105,9 @@ func TestRefusals(t *testing.T) {
 				codes.FailedPrecondition, "no usable network"},
 			{"runtime does not use crinet", podConfig("a", runtimeapi.NamespaceMode_POD), func(n *testNode) { n.installation.err = errors.New("conf_dir is another") },
 				codes.FailedPrecondition, "conf_dir is another"},
+			{"no address", podConfig("a", runtimeapi.NamespaceMode_POD), func(n *testNode) {
+				n.addresses = func() (string, error) { return "small", errors.New("all 5 are given out") }
+			}, codes.ResourceExhausted, "all 5 are given out"},
 			{"bad hostPort", badPorts, func(*testNode) {}, codes.InvalidArgument, "70000"},
 		} {
 			n := newNode(t)

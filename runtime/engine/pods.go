@@ -11,6 +11,10 @@ import (
 // Pending is the number of attachments that are still to be undone.
 func (e *Engine) Pending() int { return e.queue.waiting() }
 
+// Removing says whether pods are being removed, or are still to be: their addresses
+// become free.
+func (e *Engine) Removing() bool { return e.Pending() > 0 || e.ending.any() }
+
 // Records returns the journal's records, in the order of their sandboxes' ids.
 func (e *Engine) Records() ([]*journal.Record, error) { return e.journal.Sandbox("") }
 

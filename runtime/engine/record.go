@@ -61,6 +61,13 @@ func (e *Engine) Ending(id string) (over func()) {
 	return func() { add(-1) }
 }
 
+// any says whether a sandbox is being ended.
+func (s *ending) any() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.ids) > 0
+}
+
 // has says whether a sandbox is being ended.
 func (s *ending) has(id string) bool {
 	s.mu.Lock()

@@ -70,7 +70,7 @@ type Operation struct {
 	Sandbox string `json:"sandbox,omitempty"`
 	IfName  string `json:"ifName,omitempty"`
 	NetNS   string `json:"netns,omitempty"`
-	// Network is the network's name. For an ADD, File is its configuration and
+	// Network is the network's name. For an ADD, and a pod without an address, File is its configuration and
 	// Selected says why it was selected.
 	Network  string `json:"network,omitempty"`
 	File     string `json:"file,omitempty"`

@@ -205,7 +205,7 @@ func (p *pending) end(about *journal.Record, steps []journal.StepTime, err error
 			o.Addresses = append(o.Addresses, address.String())
 		}
 	}
-	if selected := p.recorder.config.Selected; selected != nil && o.Verb == Add && o.Network != "" {
+	if selected := p.recorder.config.Selected; selected != nil && (o.Verb == Add || o.Verb == RunPodSandbox) && o.Network != "" {
 		o.File, o.Selected = selected(o.Network)
 	}
 	p.recorder.end(o)

@@ -57,6 +57,7 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 	if s.Watcher == nil {
 		return errors.Join(errs...)
 	}
+	errs = append(errs, s.registerWaiting(gauge)...)
 	return errors.Join(append(errs,
 		counter("crinet_network_status_total", "Runs of the selected network's STATUS.", func() uint64 { n, _ := s.Chain.StatusCounts(); return n }),
 		counter("crinet_network_status_failed_total", "Runs of the selected network's STATUS that failed.", func() uint64 { _, n := s.Chain.StatusCounts(); return n }),

@@ -66,6 +66,10 @@ func (s *Source) Status() admin.Status {
 	}
 	if s.Watcher != nil {
 		s.networks(&status)
+		if what, since := s.waiting(); what != "" {
+			status.Waiting, status.WaitingSince = what, &since
+		}
+		status.OtherNetwork = s.otherNetwork()
 	}
 	if s.Headroom != nil {
 		status.Addresses = addressRanges(s.Headroom.Ranges())
@@ -167,6 +171,9 @@ func (s *Source) Pods() ([]admin.Pod, error) {
 		return nil, err
 	}
 	pods := podViews(records)
+	if s.Watcher != nil {
+		s.flag(pods, records)
+	}
 	if s.HostPorts != nil {
 		limited := s.HostPorts.Report().Limited
 		for i := range pods {
@@ -174,6 +181,18 @@ func (s *Source) Pods() ([]admin.Pod, error) {
 		}
 	}
 	return pods, nil
+}
+
+// flag marks the pods that are on another network than new pods get.
+func (s *Source) flag(pods []admin.Pod, records []*journal.Record) {
+	wanted := s.Selection.Wanted()
+	elsewhere := make(map[string]bool)
+	for _, r := range records {
+		elsewhere[r.Attachment.ContainerID] = isElsewhere(r, wanted)
+	}
+	for i := range pods {
+		pods[i].OtherNetwork = elsewhere[pods[i].SandboxID]
+	}
 }
 
 // Forget is crinetctl forget.

@@ -51,6 +51,9 @@ func classes() []class {
 				"Remove that file from the runtime's conf dir or have it sorted after 00-crinet.conflist, and delete the pod.")},
 		{[]string{"the runtime's side:"}, always(
 			"The error names the directory or the setting of the container runtime to change; crinetctl status, line Runtime, shows both sides. Then the pod comes up by itself.")},
+		{[]string{"(--network-wait)"}, always(
+			"The node was rebooted, and the network of before is not there yet: see whether its agent runs on this node (its DaemonSet's pod) and puts its file and plugins there. " +
+				"If it is gone for good: restart crinetd with --network-wait=0s, or have --network-plugin name the network.")},
 		{[]string{"pod cidr"}, always(
 			"The node's pod CIDR is not known: see kubectl get node -o jsonpath={.spec.podCIDRs}; if it is empty, the controller manager needs --allocate-node-cidrs, or set --pod-cidr of crinetd.")},
 		{[]string{"no usable cni network", "is broken", "unexpected end of json", "invalid character", "cannot unmarshal", "unknown field", "error parsing"}, (*clue).configuration},
