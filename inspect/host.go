@@ -40,6 +40,7 @@ func (i *inspection) hostEnds(context.Context) error {
 			have = host + ", which is down"
 		}
 		i.check(PartHostEnd, host+", which is up", have, outside("ip link set %s up", host))
+		i.fixable(FixHostEnd, func() error { return i.host.LinkSetUp(outer) })
 	}
 	return nil
 }
@@ -68,6 +69,7 @@ func (i *inspection) inHost(ctx context.Context) error {
 			have = name + ", which is down"
 		}
 		i.check(PartBridge, name+", which is up", have, outside("ip link set %s up", name))
+		i.fixable(FixBridge, func() error { return i.host.LinkSetUp(link) })
 	}
 	if err := i.ports(bridge); err != nil {
 		return err
@@ -92,6 +94,7 @@ func (i *inspection) ports(bridge netlink.Link) error {
 			}
 			name := bridge.Attrs().Name
 			if !i.check(PartHostEnd, at.Name+" as a port of "+name, have, outside("ip link set %s master %s", at.Name, name)) {
+				i.fixable(FixPort, func() error { return i.plugIn(e.outer, bridge) })
 				continue
 			}
 		}
@@ -121,6 +124,7 @@ func (i *inspection) hairpin(port netlink.Link) error {
 		have = "off: the pod cannot reach itself through its hostPorts and Services"
 	}
 	i.check(PartHostEnd, "hairpin mode of "+name, have, outside("bridge link set dev %s hairpin on", name))
+	i.fixable(FixHairpin, func() error { return i.host.LinkSetHairpin(port, true) })
 	return nil
 }
 
@@ -137,9 +141,9 @@ func (i *inspection) gateway(bridge netlink.Link) error {
 		return nil // it went with its interface
 	}
 	// Any interface will do: some setups have the address on another one.
-	all, err := listed(func() ([]netlink.Addr, error) { return i.host.AddrList(nil, netlink.FAMILY_ALL) })
+	all, err := i.node.allAddresses()
 	if err != nil {
-		return fmt.Errorf("list the node's addresses: %w", err)
+		return err
 	}
 	for n, want := range i.want.gateways {
 		there := slices.ContainsFunc(all, func(a netlink.Addr) bool {
@@ -155,6 +159,16 @@ func (i *inspection) gateway(bridge netlink.Link) error {
 			prefix = netip.PrefixFrom(want, i.want.addresses[n].prefix.Bits()).String()
 		}
 		i.check(PartBridge, fmt.Sprintf("the gateway's address %s on %s", want, name), have, outside("ip address add %s dev %s", prefix, name))
+		if bridge == nil {
+			prefix = netip.PrefixFrom(want, want.BitLen()).String()
+		}
+		i.fixable(FixGateway, func() error {
+			parsed, err := netip.ParsePrefix(prefix)
+			if err != nil {
+				return err
+			}
+			return addAddress(i.host, on, parsed)
+		})
 	}
 	return nil
 }
@@ -186,6 +200,7 @@ func (i *inspection) way(context.Context) error {
 		}
 		by := device.Name
 		i.check(PartWay, fmt.Sprintf("%s by %s", want.prefix.Addr(), by), have, outside("ip route add %s dev %s", want.prefix.Addr(), by))
+		i.fixable(FixWay, func() error { return i.addWay(device, want.prefix) })
 	}
 	return nil
 }
