@@ -91,37 +91,6 @@ func Inspect(ctx context.Context, s Subject) []Finding {
 	return n.Inspect(ctx, s)
 }
 
-// Node is what inspections share that follow each other within a moment: what was read
-// of the node is not read again. It is for one goroutine at a time.
-type Node struct {
-	host      *netlink.Handle // in the caller's namespace
-	addresses []netlink.Addr  // the node's; nil until somebody asks
-}
-
-// OpenNode opens what inspections share, in the network namespace of the caller.
-func OpenNode() (*Node, error) {
-	host, err := netlink.NewHandle(netlinkRoute)
-	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", err)
-	}
-	if err := host.SetSocketTimeout(patience); err != nil {
-		host.Close()
-		return nil, err
-	}
-	return &Node{host: host}, nil
-}
-
-// Close closes it.
-func (n *Node) Close() { n.host.Close() }
-
-// Inspect is the function Inspect.
-func (n *Node) Inspect(ctx context.Context, s Subject) []Finding {
-	i := &inspection{subject: s, netns: s.Attachment.NetNS, node: n, host: n.host}
-	defer i.close()
-	i.inspect(ctx)
-	return i.findings
-}
-
 // inspect makes the findings. close must be called when nobody needs the handles any more.
 func (i *inspection) inspect(ctx context.Context) {
 	if err := i.run(ctx); err != nil {

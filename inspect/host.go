@@ -7,12 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 // hostEnds finds the other ends of the sandbox's veths, where they are in the node's
@@ -50,7 +51,7 @@ func (i *inspection) hostEnds(context.Context) error {
 func (i *inspection) inHost(ctx context.Context) error {
 	var bridge netlink.Link
 	for _, name := range i.want.outer {
-		link, err := i.host.LinkByName(name)
+		link, err := i.node.linkByName(name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			if i.netnsThere() {
 				i.check(PartHostEnd, name+" on the node", "none of that name", remake)
@@ -111,11 +112,11 @@ func (i *inspection) ports(bridge netlink.Link) error {
 // hairpin looks at the hairpin mode of a port. That of a promiscuous bridge has none.
 func (i *inspection) hairpin(port netlink.Link) error {
 	name := port.Attrs().Name
-	master, err := i.host.LinkByIndex(port.Attrs().MasterIndex)
+	master, err := i.node.linkByIndex(port.Attrs().MasterIndex)
 	if err != nil || master.Type() != "bridge" || master.Attrs().Promisc != 0 && !i.want.hairpin {
 		return nil
 	}
-	info, err := i.host.LinkGetProtinfo(port)
+	info, err := kernel.LinkByIndex(0, port.Attrs().Index)
 	if err != nil {
 		return fmt.Errorf("bridge port %s: %w", name, err)
 	}
@@ -213,7 +214,7 @@ func (i *inspection) routedBy() (device *netlink.LinkAttrs, known bool) {
 	if device.MasterIndex == 0 {
 		return device, true
 	}
-	master, err := i.host.LinkByIndex(device.MasterIndex)
+	master, err := i.node.linkByIndex(device.MasterIndex)
 	if err != nil || master.Type() != "bridge" || master.Attrs().MasterIndex != 0 {
 		return nil, false
 	}
@@ -263,7 +264,7 @@ func (i *inspection) sysctls(context.Context) error {
 				continue
 			}
 			seen[key] = true
-			text, err := os.ReadFile(filepath.Join("/proc/sys", key))
+			value, err := i.node.sysctl(key)
 			if errors.Is(err, os.ErrNotExist) {
 				continue // the device went just now
 			}
@@ -271,7 +272,7 @@ func (i *inspection) sysctls(context.Context) error {
 				return err
 			}
 			have := ""
-			if value := strings.TrimSpace(string(text)); value == "0" {
+			if value == "0" {
 				have = value
 			}
 			// sysctl(8) takes names with slashes, where devices may have dots.

@@ -137,6 +137,11 @@ func (i *inspection) addWay(device *netlink.LinkAttrs, address netip.Prefix) err
 		r.Dst, r.Scope = ipNet(netip.PrefixFrom(address.Addr(), address.Addr().BitLen())), netlink.SCOPE_HOST
 	} else {
 		r.Dst, r.Scope, r.Protocol = ipNet(address.Masked()), netlink.SCOPE_LINK, unix.RTPROT_KERNEL
+		for _, gateway := range i.want.gateways {
+			if address.Contains(gateway) {
+				r.Src = gateway.AsSlice()
+			}
+		}
 	}
 	if address.Addr().Is6() {
 		r.Scope = netlink.SCOPE_UNIVERSE // it has no others
@@ -154,19 +159,6 @@ func unlessThere(err error) error {
 
 func ipNet(prefix netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
-}
-
-// allAddresses are the node's. They are listed once.
-func (n *Node) allAddresses() ([]netlink.Addr, error) {
-	if n.addresses != nil {
-		return n.addresses, nil
-	}
-	all, err := listed(func() ([]netlink.Addr, error) { return n.host.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list the node's addresses: %w", err)
-	}
-	n.addresses = all
-	return all, nil
 }
 
 // HostLinks are the interfaces on the node that a result names.

@@ -52,7 +52,7 @@ type Recorder interface {
 }
 
 // Config names the parts that the hooks work with. All are required but the
-// last four, and Installation under noop.
+// last five, and Installation under noop.
 type Config struct {
 	Log          *slog.Logger
 	Engine       Engine
@@ -71,6 +71,9 @@ type Config struct {
 	View func() any
 	// Recorder is told of pods that were refused or whose sandbox failed.
 	Recorder Recorder
+	// Remaking returns the ids of sandboxes that are to be made anew, nil if there are
+	// none; it answers from memory. Nil never has any.
+	Remaking func() map[string]bool
 }
 
 // Hooks are the hooked methods.
@@ -86,6 +89,7 @@ type Hooks struct {
 	notice       func() string
 	view         func() any
 	recorder     Recorder
+	remaking     func() map[string]bool
 	bypass       once
 }
 
@@ -93,7 +97,7 @@ type Hooks struct {
 func New(c Config) *Hooks {
 	h := &Hooks{
 		log: c.Log, engine: c.Engine, runtime: c.Runtime, installation: c.Installation, podCIDRs: c.PodCIDRs,
-		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View, recorder: c.Recorder,
+		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, notice: c.Notice, view: c.View, recorder: c.Recorder, remaking: c.Remaking,
 	}
 	if h.notice == nil {
 		h.notice = func() string { return "" }
@@ -106,7 +110,7 @@ func New(c Config) *Hooks {
 
 // Methods returns the hooks by the methods' full names.
 func (h *Hooks) Methods() map[string]proxy.Hook {
-	return map[string]proxy.Hook{
+	methods := map[string]proxy.Hook{
 		runtimeapi.RuntimeService_RunPodSandbox_FullMethodName:       h.RunPodSandbox,
 		runtimeapi.RuntimeService_RestorePod_FullMethodName:          h.RestorePod,
 		runtimeapi.RuntimeService_StopPodSandbox_FullMethodName:      h.StopPodSandbox,
@@ -114,6 +118,11 @@ func (h *Hooks) Methods() map[string]proxy.Hook {
 		runtimeapi.RuntimeService_Status_FullMethodName:              h.Status,
 		runtimeapi.RuntimeService_UpdateRuntimeConfig_FullMethodName: h.UpdateRuntimeConfig,
 	}
+	if h.remaking != nil {
+		methods[runtimeapi.RuntimeService_PodSandboxStatus_FullMethodName] = h.PodSandboxStatus
+		methods[runtimeapi.RuntimeService_ListPodSandbox_FullMethodName] = h.ListPodSandbox
+	}
+	return methods
 }
 
 // Drained returns the methods that change a sandbox's network. Their calls are
