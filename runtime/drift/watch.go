@@ -112,7 +112,8 @@ func (w *Watcher) due(now time.Time) []*pod {
 // refresh takes up pods that have come, and drops those that are gone or are not to
 // stand any more.
 func (w *Watcher) refresh(now time.Time) {
-	w.refreshAt = now.Add(w.Interval)
+	// A pod that has just come is named within the time as well.
+	w.refreshAt = now.Add(w.Interval / 2)
 	records, err := w.Engine.Records()
 	if err != nil {
 		if !w.refused {
@@ -140,7 +141,7 @@ func (w *Watcher) refresh(now time.Time) {
 			}
 			w.drop(key, p)
 		}
-		w.pods[key] = &pod{record: r, due: now.Add(rand.N(w.Interval)), checkDue: now.Add(w.CheckInterval/10 + rand.N(w.CheckInterval+1))}
+		w.pods[key] = &pod{record: r, due: now.Add(rand.N(w.Interval/2)), checkDue: now.Add(w.CheckInterval/10 + rand.N(w.CheckInterval+1))}
 	}
 	for key, p := range w.pods {
 		if !seen[key] {
