@@ -141,7 +141,7 @@ func (w *Watcher) refresh(now time.Time) {
 			}
 			w.drop(key, p)
 		}
-		w.pods[key] = &pod{record: r, due: now.Add(rand.N(w.Interval/2)), checkDue: now.Add(w.CheckInterval/10 + rand.N(w.CheckInterval+1))}
+		w.pods[key] = &pod{record: r, due: now.Add(rand.N(w.Interval / 2)), checkDue: now.Add(w.CheckInterval/10 + rand.N(w.CheckInterval+1))}
 	}
 	for key, p := range w.pods {
 		if !seen[key] {
