@@ -161,7 +161,7 @@ func full() *source {
 		pods: []admin.Pod{
 			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a",
 				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"}, HostPortsLimited: "macvlan: not from the node itself", Adopted: true,
-				Drift: "interface: want eth0, have none of that name in the sandbox", DriftSince: new(time.Now().Add(-90 * time.Second)),
+				Drift: "interface: want eth0, have none of that name in the sandbox", DriftSince: new(start.Add(30 * time.Second)),
 				Steps: []admin.Step{{Step: "create", Start: start, Duration: .01}, {Step: "netns", Duration: .0002}, {Step: "plugin", Duration: .1}, {Step: "start", Duration: -1}}},
 			{Namespace: "kube-system", Name: "gone", UID: "u2", SandboxID: "ff", State: "detaching", Network: "mynet", Addresses: []string{}, HostPorts: []string{},
 				Tries: 3, LastError: "plugin bridge: cannot"},
