@@ -332,3 +332,27 @@ func cpuTime(t testing.TB) time.Duration {
 	}
 	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
+
+// A pod that somebody breaks again and again is repaired at growing intervals.
+func TestRepairsBecomeRare(t *testing.T) {
+	b := newBed(t, Repair)
+	one := b.add("one", onBridge)
+	b.clear(one)
+	now := time.Now()
+	b.now = func() time.Time { return now }
+	b.Interval = time.Second
+	b.refresh(now)
+	p := b.pods[one.key]
+	repairs, looks := 0.0, 0
+	for ; looks < 600; looks++ {
+		if b.metric("crinet_drift_repairs_total") > repairs || looks == 0 {
+			repairs = b.metric("crinet_drift_repairs_total")
+			ip(t, &one.sandbox, "route del default")
+		}
+		b.look(t.Context(), []*pod{p})
+		now = now.Add(time.Second)
+	}
+	if repairs < quickRepairs || repairs > quickRepairs+12 {
+		t.Errorf("%v repairs in %d seconds", repairs, looks)
+	}
+}

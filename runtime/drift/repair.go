@@ -12,9 +12,13 @@ import (
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
-// maxRepairPause bounds the time between repairs of a pod that somebody breaks again and
-// again; after calm of that length they begin anew.
-const maxRepairPause = 5 * time.Minute
+const (
+	// maxRepairPause bounds the time between repairs of a pod that somebody breaks again
+	// and again; after calm of that length they begin anew.
+	maxRepairPause = 5 * time.Minute
+	// quickRepairs are so many repairs in a row before the time between them grows.
+	quickRepairs = 10
+)
 
 // mend sets again what is amiss with a pod and crinetd's to set.
 func (w *Watcher) mend(ctx context.Context, p *pod) {
@@ -25,8 +29,10 @@ func (w *Watcher) mend(ctx context.Context, p *pod) {
 	if now.Sub(p.repaired) > maxRepairPause {
 		p.repairs = 0
 	}
-	p.repairs++
-	p.repaired, p.repairAt = now, now.Add(min(w.Interval<<min(p.repairs, 10)/2, maxRepairPause))
+	p.repaired, p.repairAt = now, now
+	if p.repairs++; p.repairs > quickRepairs {
+		p.repairAt = now.Add(min(w.Interval<<min(p.repairs-quickRepairs, 10), maxRepairPause))
+	}
 
 	var done, findings []inspect.Finding
 	var failure error
@@ -41,7 +47,7 @@ func (w *Watcher) mend(ctx context.Context, p *pod) {
 	}
 	log := w.Log.With("pod", p.record.Pod, "sandbox", p.record.Attachment.ContainerID)
 	if failure != nil {
-		log.Warn("a pod's network cannot be repaired", "err", failure, "nextTry", p.repairAt.Sub(now))
+		log.Warn("a pod's network cannot be repaired", "err", failure, "nextTry", max(p.repairAt.Sub(now), w.Interval))
 	}
 	for _, f := range done {
 		w.Metrics.repairs.WithLabelValues(f.Part).Inc()
