@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/crinet-project/crinet/cni/builtin"
@@ -57,6 +58,10 @@ func (r *raw) checkNumbers() error {
 		return &UsageError{"--network-wait", r.NetworkWait.String(), "want 0s or more"}
 	case r.CNIGCInterval < 0:
 		return &UsageError{"--cni-gc-interval", r.CNIGCInterval.String(), "want 0s or more"}
+	case r.DriftInterval < 0 || r.DriftInterval > 0 && r.DriftInterval < 100*time.Millisecond:
+		return &UsageError{"--drift-interval", r.DriftInterval.String(), "want 0s, or 100ms or more"}
+	case r.DriftCheckInterval < 0:
+		return &UsageError{"--drift-check-interval", r.DriftCheckInterval.String(), "want 0s or more"}
 	case r.CNIFailedAdds < 0:
 		return &UsageError{"--cni-failed-adds-not-ready", strconv.Itoa(r.CNIFailedAdds), "want 0 or more"}
 	case r.CNIMaxChains < 0:
@@ -181,6 +186,7 @@ func (r *raw) checkChoices() error {
 		{"--hostport", r.HostPort, []string{HostPortManager, HostPortPlugin, HostPortOff}},
 		{"--hostport-conflict", r.HostPortConflict, []string{ConflictRefuse, ConflictWarn}},
 		{"--hairpin-mode", r.HairpinMode, []string{HairpinVeth, HairpinNone}},
+		{"--drift", r.Drift, []string{DriftReport, DriftRepair, DriftRecreate}},
 		{"--log-format", r.LogFormat, []string{LogText, LogJSON}},
 	} {
 		if !slices.Contains(c.allowed, c.value) {

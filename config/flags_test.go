@@ -25,6 +25,9 @@ func defaults() *Options {
 		CNIGCInterval: 5 * time.Minute,
 		CNIMaxChains:  32, CNIPassing: []string{"11"}, Critical: []string{"kube-system"},
 		BuiltinPlugins:           []string{"bridge", "ptp", "host-local", "flannel"},
+		Drift:                    "report",
+		DriftInterval:            5 * time.Second,
+		DriftCheckInterval:       10 * time.Minute,
 		ShutdownGrace:            30 * time.Second,
 		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
 		ImageServiceEndpoint:     "unix:///run/containerd/containerd.sock",
@@ -90,6 +93,9 @@ func TestParse(t *testing.T) {
 			o.MetricsBindAddress, o.Verbosity, o.LogFormat = "[::1]:9300", 10, "json"
 		}},
 		{"--cni-passing-errors 11,slow --critical-namespaces=", func(o *Options) { o.CNIPassing, o.Critical = []string{"11", "slow"}, []string{} }},
+		{"--drift repair --drift-interval 2s --drift-check-interval 0", func(o *Options) {
+			o.Drift, o.DriftInterval, o.DriftCheckInterval = "repair", 2*time.Second, 0
+		}},
 		{"--builtin-plugins off", func(o *Options) { o.BuiltinPlugins = nil }},
 		{"--builtin-plugins bridge,host-local", func(o *Options) { o.BuiltinPlugins = []string{"bridge", "host-local"} }},
 		{"--metrics-bind-address :0 --v=0", func(o *Options) { o.MetricsBindAddress, o.Verbosity = ":0", 0 }},

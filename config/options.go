@@ -31,6 +31,14 @@ const (
 	BuiltinOff  = "off"
 )
 
+// Values of Options.Drift: what is done about pods whose network is not any more as ADD
+// left it.
+const (
+	DriftReport   = "report"
+	DriftRepair   = "repair"
+	DriftRecreate = "recreate"
+)
+
 // Values of Options.LogFormat.
 const (
 	LogText = "text"
@@ -63,6 +71,10 @@ type Options struct {
 	Critical         []string       // namespaces whose pods come first
 	CNIFailedAdds    int            // ADDs that fail in a row before the node is not ready; 0: never
 	BuiltinPlugins   []string       // types that may run inside crinetd; nil: none
+
+	Drift              string
+	DriftInterval      time.Duration // between looks at a pod; 0: never
+	DriftCheckInterval time.Duration // between CHECKs of a pod; 0: never
 
 	ContainerRuntimeEndpoint string
 	ImageServiceEndpoint     string

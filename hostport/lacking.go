@@ -17,41 +17,100 @@ import (
 // for no change under way. A pod that the Manager does not know, as before Sync, is
 // compared with what it would need.
 func (m *Manager) Lacking(ctx context.Context, pod Pod) (missing []string, err error) {
+	return m.Look().Lacking(ctx, pod)
+}
+
+// Look is one look at the table, for several pods. It is for one goroutine at a time,
+// and for a moment: the table is read when the first pod is asked for that needs it.
+type Look struct {
+	manager  *Manager
+	read     bool
+	err      error
+	wrong    []string // of the table as a whole
+	found    map[kernel.Key]kernel.Element
+	localnet map[string]bool // interface -> route_localnet is on
+}
+
+// Look looks at the table.
+func (m *Manager) Look() *Look { return &Look{manager: m, localnet: make(map[string]bool)} }
+
+// Lacking is Manager.Lacking.
+func (l *Look) Lacking(ctx context.Context, pod Pod) (missing []string, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("compare the table inet %s with what %s needs: %w", tableName, pod, err)
 	}
-	// A handle of its own: the Manager's takes one call at a time.
-	now := kernel.New(m.netns, newLayout())
-	defer func() { err = errors.Join(err, now.Close()) }()
-	needed, err := m.neededBy(pod)
+	needed, err := l.manager.neededBy(pod)
 	if err != nil || len(needed.own)+len(needed.shared) == 0 {
 		return nil, err
 	}
-	why, err := now.Intact()
-	if errors.Is(err, unix.ENOENT) {
-		return []string{fmt.Sprintf("the table inet %s does not exist", tableName)}, nil
+	if !l.read {
+		l.read, l.err = true, l.readTable()
 	}
-	if err != nil {
-		return nil, err
+	if l.err != nil {
+		return nil, l.err
 	}
-	if why != "" {
-		missing = append(missing, why)
-	}
-	found, err := now.Elements()
-	if errors.Is(err, unix.ENOENT) {
-		return append(missing, "a set of the table does not exist"), nil
-	}
-	if err != nil {
-		return nil, err
+	missing = append(missing, l.wrong...)
+	if l.found == nil {
+		return missing, nil
 	}
 	for _, e := range slices.Concat(needed.own, needed.shared) {
 		// Of elements that pods share, another pod's may stand.
-		has, ok := found[e.Key]
+		has, ok := l.found[e.Key]
 		if !ok || has.Value != e.Value {
 			missing = append(missing, describe(e.Key))
 		}
 	}
-	return missing, nil
+	off, err := l.localnetOff(needed.localnet)
+	if off {
+		missing = append(missing, fmt.Sprintf("route_localnet on %s, which is off", needed.localnet))
+	}
+	return missing, err
+}
+
+// readTable reads the table with a handle of its own: the Manager's takes one call at
+// a time.
+func (l *Look) readTable() (err error) {
+	now := kernel.New(l.manager.netns, newLayout())
+	defer func() { err = errors.Join(err, now.Close()) }()
+	why, err := now.Intact()
+	if errors.Is(err, unix.ENOENT) {
+		l.wrong = []string{fmt.Sprintf("the table inet %s does not exist", tableName)}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		l.wrong = append(l.wrong, why)
+	}
+	found, err := now.Elements()
+	if errors.Is(err, unix.ENOENT) {
+		l.wrong = append(l.wrong, "a set of the table does not exist")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	l.found = found
+	return nil
+}
+
+// localnetOff says that an interface exists and that its route_localnet is off.
+func (l *Look) localnetOff(name string) (bool, error) {
+	if name == "" {
+		return false, nil
+	}
+	on, known := l.localnet[name]
+	if !known {
+		state, err := kernel.New(l.manager.netns, newLayout()).RouteLocalnet([]string{name})
+		if err != nil {
+			return false, err
+		}
+		value, exists := state[name]
+		on = value || !exists
+		l.localnet[name] = on
+	}
+	return !on, nil
 }
 
 // neededBy is what a pod has in the table if all is well.
@@ -88,3 +147,8 @@ func describe(key kernel.Key) string {
 	}
 	return "an element of the set " + key.Set
 }
+
+// Recheck has Run look at the table and the interfaces at once, and put them right.
+// What route_localnet was set to by somebody else is noticed in no other way before the
+// next interval.
+func (m *Manager) Recheck(why string) { raise(m.alarms, why) }

@@ -39,7 +39,15 @@ func TestRouteLocalnetComesAndGoes(t *testing.T) {
 	n.node.sysctl(t, "net/ipv4/conf/cni0/route_localnet", "0")
 	mustMap(t, m, one.pod(t, "tcp 80:80"))
 	expect("switched off by somebody", "1 listed")
+	lacks := func(want string) {
+		t.Helper()
+		if missing, err := m.Lacking(t.Context(), one.pod(t, "tcp 80:80")); err != nil || strings.Join(missing, ", ") != want {
+			t.Errorf("the pod lacks %q, %v; want %q", missing, err, want)
+		}
+	}
+	lacks("")
 	n.node.sysctl(t, "net/ipv4/conf/cni0/route_localnet", "0")
+	lacks("route_localnet on cni0, which is off")
 	if _, err := m.check(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}

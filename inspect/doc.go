@@ -2,7 +2,7 @@
 // as it is now: the namespace, its interfaces, addresses and routes, the host's end,
 // the bridge, the sysctls, the table of hostPorts. It reads over netlink and /proc/sys
 // in the namespace of its caller, executes nothing, changes nothing, and takes a few
-// milliseconds.
+// milliseconds. Only [Mend] changes something: it sets again what is missing.
 //
 // What it expects comes from the CNI result; what results do not say, such as that a
 // bridge has the gateway's address, from the configuration, for plugins that it knows.
@@ -47,6 +47,8 @@ type Finding struct {
 	// Mend is what to do, empty if all is well. It may have several lines: a command, and
 	// an alternative that begins with "or".
 	Mend string `json:"mend,omitempty"`
+	// Fix is what [Mend] can do about it; empty if it can do nothing.
+	Fix Fix `json:"-"`
 }
 
 // String says what is amiss.
@@ -81,12 +83,29 @@ const patience = 2 * time.Second
 // Inspect compares the network of a sandbox with the kernel. It ends when ctx does,
 // and then says what was not looked at.
 func Inspect(ctx context.Context, s Subject) []Finding {
-	i := &inspection{subject: s, netns: s.Attachment.NetNS}
-	err := i.run(ctx)
+	n, err := OpenNode()
 	if err != nil {
-		i.add(Finding{Part: PartUnknown, Want: "an answer of the kernel", Have: err.Error(), Mend: "ask again; if it stays so, see the kernel's log (dmesg)"})
+		return []Finding{unknown(err)}
 	}
-	return i.findings
+	defer n.Close()
+	return n.Inspect(ctx, s)
+}
+
+// inspect makes the findings. close must be called when nobody needs the handles any more.
+func (i *inspection) inspect(ctx context.Context) {
+	if err := i.run(ctx); err != nil {
+		i.add(unknown(err))
+	}
+}
+
+func (i *inspection) close() {
+	if i.pod != nil {
+		i.pod.Close()
+	}
+}
+
+func unknown(err error) Finding {
+	return Finding{Part: PartUnknown, Want: "an answer of the kernel", Have: err.Error(), Mend: "ask again; if it stays so, see the kernel's log (dmesg)"}
 }
 
 // OK says whether all that was compared is as it should be.
@@ -103,6 +122,7 @@ func OK(findings []Finding) bool {
 type inspection struct {
 	subject  Subject
 	netns    string
+	node     *Node
 	want     expected
 	host     *netlink.Handle // in the caller's namespace
 	pod      *netlink.Handle // in the sandbox's
@@ -110,6 +130,7 @@ type inspection struct {
 
 	links map[string]netlink.Link // name -> interface of the sandbox that is up
 	ends  []end
+	fixes []fix
 }
 
 // end is a veth pair: the sandbox's end and the host's.
@@ -131,24 +152,15 @@ func (i *inspection) run(ctx context.Context) (err error) {
 	if i.want, err = expect(&i.subject.Attachment); err != nil {
 		return err
 	}
-	if i.host, err = netlink.NewHandle(netlinkRoute); err != nil {
-		return fmt.Errorf("open a netlink socket: %w", err)
-	}
-	defer i.host.Close()
 	steps := []func(context.Context) error{i.inHost, i.inTable, i.sysctls}
 	if i.checkNetNS() {
 		if i.pod, err = handleIn(i.netns); err != nil {
 			return err
 		}
-		defer i.pod.Close()
-		steps = append([]func(context.Context) error{i.interfaces, i.addresses, i.routes, i.hostEnds}, steps...)
-	}
-	for _, h := range []*netlink.Handle{i.host, i.pod} {
-		if h != nil {
-			if err := h.SetSocketTimeout(patience); err != nil {
-				return err
-			}
+		if err := i.pod.SetSocketTimeout(patience); err != nil {
+			return err
 		}
+		steps = append([]func(context.Context) error{i.interfaces, i.addresses, i.routes, i.hostEnds}, steps...)
 	}
 	for _, step := range steps {
 		if err := errors.Join(ctx.Err(), step(ctx)); err != nil {

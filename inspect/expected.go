@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 
@@ -26,6 +27,8 @@ type expected struct {
 	hairpin bool
 	// routed says that the node routes the pod's packets, by a veth or a bridge of its own.
 	routed bool
+	// isolated says that the configuration has bridge ports isolated from each other.
+	isolated bool
 }
 
 // address is an address of the sandbox. link is empty if it may be on any interface.
@@ -39,6 +42,7 @@ type address struct {
 type route struct {
 	to           netip.Prefix
 	gateway, via netip.Addr
+	result       *types.Route
 }
 
 // plugin is what counts in the configuration of a plugin that inspect knows.
@@ -47,6 +51,7 @@ type plugin struct {
 	IsGateway        *bool           `json:"isGateway"`
 	IsDefaultGateway bool            `json:"isDefaultGateway"`
 	HairpinMode      bool            `json:"hairpinMode"`
+	PortIsolation    bool            `json:"portIsolation"`
 	Vlan             int             `json:"vlan"`
 	Delegate         json.RawMessage `json:"delegate"`
 }
@@ -57,13 +62,9 @@ func expect(a *cni.Attachment) (want expected, err error) {
 	if len(a.Result) == 0 {
 		return want, nil
 	}
-	parsed, err := create.CreateFromBytes(a.Result)
+	result, err := resultOf(a.Result)
 	if err != nil {
-		return want, fmt.Errorf("the result of ADD: %w", err)
-	}
-	result, err := current.NewResultFromResult(parsed)
-	if err != nil {
-		return want, fmt.Errorf("the result of ADD: %w", err)
+		return want, err
 	}
 	for _, iface := range result.Interfaces {
 		switch {
@@ -93,10 +94,23 @@ func expect(a *cni.Attachment) (want expected, err error) {
 		if to.Bits() == 0 {
 			gateway = netip.Addr{} // any default route will do, as for CHECK
 		}
-		want.routes = append(want.routes, route{to, gateway.Unmap(), via})
+		want.routes = append(want.routes, route{to, gateway.Unmap(), via, r})
 	}
 	want.takeConfig(a)
 	return want, nil
+}
+
+// resultOf reads a result of any version.
+func resultOf(data []byte) (*current.Result, error) {
+	parsed, err := create.CreateFromBytes(data)
+	if err != nil {
+		return nil, fmt.Errorf("the result of ADD: %w", err)
+	}
+	result, err := current.NewResultFromResult(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("the result of ADD: %w", err)
+	}
+	return result, nil
 }
 
 // takeIPs takes the sandbox's addresses, and their gateways.
@@ -132,6 +146,7 @@ func (want *expected) takeConfig(a *cni.Attachment) {
 				p = delegateOf(p)
 			}
 			want.hairpin = want.hairpin || p.Type == "bridge" && p.HairpinMode
+			want.isolated = want.isolated || p.Type == "bridge" && p.PortIsolation
 			here := p.Type == "ptp" || p.Type == "bridge" && p.Vlan == 0 && (p.IsDefaultGateway || p.IsGateway != nil && *p.IsGateway)
 			gatewayHere = gatewayHere || here
 		}

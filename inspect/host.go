@@ -7,12 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/hostport/kernel"
 )
 
 // hostEnds finds the other ends of the sandbox's veths, where they are in the node's
@@ -40,6 +41,7 @@ func (i *inspection) hostEnds(context.Context) error {
 			have = host + ", which is down"
 		}
 		i.check(PartHostEnd, host+", which is up", have, outside("ip link set %s up", host))
+		i.fixable(FixHostEnd, func() error { return i.host.LinkSetUp(outer) })
 	}
 	return nil
 }
@@ -49,7 +51,7 @@ func (i *inspection) hostEnds(context.Context) error {
 func (i *inspection) inHost(ctx context.Context) error {
 	var bridge netlink.Link
 	for _, name := range i.want.outer {
-		link, err := i.host.LinkByName(name)
+		link, err := i.node.linkByName(name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			if i.netnsThere() {
 				i.check(PartHostEnd, name+" on the node", "none of that name", remake)
@@ -68,6 +70,7 @@ func (i *inspection) inHost(ctx context.Context) error {
 			have = name + ", which is down"
 		}
 		i.check(PartBridge, name+", which is up", have, outside("ip link set %s up", name))
+		i.fixable(FixBridge, func() error { return i.host.LinkSetUp(link) })
 	}
 	if err := i.ports(bridge); err != nil {
 		return err
@@ -92,6 +95,7 @@ func (i *inspection) ports(bridge netlink.Link) error {
 			}
 			name := bridge.Attrs().Name
 			if !i.check(PartHostEnd, at.Name+" as a port of "+name, have, outside("ip link set %s master %s", at.Name, name)) {
+				i.fixable(FixPort, func() error { return i.plugIn(e.outer, bridge) })
 				continue
 			}
 		}
@@ -108,11 +112,11 @@ func (i *inspection) ports(bridge netlink.Link) error {
 // hairpin looks at the hairpin mode of a port. That of a promiscuous bridge has none.
 func (i *inspection) hairpin(port netlink.Link) error {
 	name := port.Attrs().Name
-	master, err := i.host.LinkByIndex(port.Attrs().MasterIndex)
+	master, err := i.node.linkByIndex(port.Attrs().MasterIndex)
 	if err != nil || master.Type() != "bridge" || master.Attrs().Promisc != 0 && !i.want.hairpin {
 		return nil
 	}
-	info, err := i.host.LinkGetProtinfo(port)
+	info, err := kernel.LinkByIndex(0, port.Attrs().Index)
 	if err != nil {
 		return fmt.Errorf("bridge port %s: %w", name, err)
 	}
@@ -121,6 +125,7 @@ func (i *inspection) hairpin(port netlink.Link) error {
 		have = "off: the pod cannot reach itself through its hostPorts and Services"
 	}
 	i.check(PartHostEnd, "hairpin mode of "+name, have, outside("bridge link set dev %s hairpin on", name))
+	i.fixable(FixHairpin, func() error { return i.host.LinkSetHairpin(port, true) })
 	return nil
 }
 
@@ -137,9 +142,9 @@ func (i *inspection) gateway(bridge netlink.Link) error {
 		return nil // it went with its interface
 	}
 	// Any interface will do: some setups have the address on another one.
-	all, err := listed(func() ([]netlink.Addr, error) { return i.host.AddrList(nil, netlink.FAMILY_ALL) })
+	all, err := i.node.allAddresses()
 	if err != nil {
-		return fmt.Errorf("list the node's addresses: %w", err)
+		return err
 	}
 	for n, want := range i.want.gateways {
 		there := slices.ContainsFunc(all, func(a netlink.Addr) bool {
@@ -155,6 +160,16 @@ func (i *inspection) gateway(bridge netlink.Link) error {
 			prefix = netip.PrefixFrom(want, i.want.addresses[n].prefix.Bits()).String()
 		}
 		i.check(PartBridge, fmt.Sprintf("the gateway's address %s on %s", want, name), have, outside("ip address add %s dev %s", prefix, name))
+		if bridge == nil {
+			prefix = netip.PrefixFrom(want, want.BitLen()).String()
+		}
+		i.fixable(FixGateway, func() error {
+			parsed, err := netip.ParsePrefix(prefix)
+			if err != nil {
+				return err
+			}
+			return addAddress(i.host, on, parsed)
+		})
 	}
 	return nil
 }
@@ -186,6 +201,7 @@ func (i *inspection) way(context.Context) error {
 		}
 		by := device.Name
 		i.check(PartWay, fmt.Sprintf("%s by %s", want.prefix.Addr(), by), have, outside("ip route add %s dev %s", want.prefix.Addr(), by))
+		i.fixable(FixWay, func() error { return i.addWay(device, want.prefix) })
 	}
 	return nil
 }
@@ -198,7 +214,7 @@ func (i *inspection) routedBy() (device *netlink.LinkAttrs, known bool) {
 	if device.MasterIndex == 0 {
 		return device, true
 	}
-	master, err := i.host.LinkByIndex(device.MasterIndex)
+	master, err := i.node.linkByIndex(device.MasterIndex)
 	if err != nil || master.Type() != "bridge" || master.Attrs().MasterIndex != 0 {
 		return nil, false
 	}
@@ -248,7 +264,7 @@ func (i *inspection) sysctls(context.Context) error {
 				continue
 			}
 			seen[key] = true
-			text, err := os.ReadFile(filepath.Join("/proc/sys", key))
+			value, err := i.node.sysctl(key)
 			if errors.Is(err, os.ErrNotExist) {
 				continue // the device went just now
 			}
@@ -256,7 +272,7 @@ func (i *inspection) sysctls(context.Context) error {
 				return err
 			}
 			have := ""
-			if value := strings.TrimSpace(string(text)); value == "0" {
+			if value == "0" {
 				have = value
 			}
 			// sysctl(8) takes names with slashes, where devices may have dots.

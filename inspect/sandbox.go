@@ -29,6 +29,8 @@ func (i *inspection) interfaces(context.Context) error {
 		}
 		if i.check(PartInterface, name+", which is up", have, i.inside("link set %s up", name)+orRemake) {
 			i.links[name] = link
+		} else {
+			i.fixable(FixLink, func() error { return i.pod.LinkSetUp(link) })
 		}
 	}
 	return nil
@@ -62,6 +64,9 @@ func (i *inspection) addresses(context.Context) error {
 		}
 		i.check(PartAddress, fmt.Sprintf("%s on %s", want.prefix, on), have,
 			i.inside("address add %s dev %s", want.prefix, on)+orRemake)
+		if link = i.links[on]; link != nil && have == "it is not on "+on {
+			i.fixable(FixAddress, func() error { return addAddress(i.pod, link, want.prefix) })
+		}
 	}
 	return nil
 }
@@ -98,6 +103,9 @@ func (i *inspection) routes(context.Context) error {
 			via = " via " + want.via.String() // such as no shell minds
 		}
 		i.check(PartRoute, what, have, i.inside("route add %s"+via+" dev %s", want.to, i.subject.Attachment.IfName)+orRemake)
+		if link := i.links[i.subject.Attachment.IfName]; link != nil && have == "none" {
+			i.fixable(FixRoute, func() error { return addRoute(i.pod, link, want) })
+		}
 	}
 	return nil
 }

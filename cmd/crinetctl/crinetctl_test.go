@@ -128,6 +128,7 @@ func full() *source {
 			DHCPDaemons: []admin.DHCPDaemon{
 				{Socket: "/run/cni/dhcp.sock", PID: 42, Own: true, Starts: 2}, {Socket: "/run/a", PID: 1}, {Socket: "/run/b", Reason: "cannot be started: no such file"},
 			},
+			Drift:  &admin.Drift{Mode: "recreate", Pods: []string{"default/web", "default/\x1b[2J"}, Remaking: 1},
 			Notice: "max_conf_num of the runtime's CNI settings is 2",
 			Runtime: &admin.Runtime{Name: "containerd", Version: "v2.4.2", ConfDir: "/etc/crinet/net.d", BinDirs: []string{"/opt/cni/bin"},
 				Loaded: []string{"cni-loopback", "crinet"}, Problem: "it has not answered for 31s"},
@@ -161,6 +162,7 @@ func full() *source {
 		pods: []admin.Pod{
 			{Namespace: "default", Name: "web", UID: "u1", SandboxID: "0123456789abcdef", State: "attached", Network: "mynet", NetNS: "/run/netns/a", OtherNetwork: true,
 				Addresses: []string{"10.10.0.2/16"}, HostPorts: []string{"8080->80/tcp"}, HostPortsLimited: "macvlan: not from the node itself", Adopted: true,
+				Drift: "interface: want eth0, have none of that name in the sandbox", DriftSince: new(start.Add(30 * time.Second)),
 				Steps: []admin.Step{{Step: "create", Start: start, Duration: .01}, {Step: "netns", Duration: .0002}, {Step: "plugin", Duration: .1}, {Step: "start", Duration: -1}}},
 			{Namespace: "kube-system", Name: "gone", UID: "u2", SandboxID: "ff", State: "detaching", Network: "mynet", Addresses: []string{}, HostPorts: []string{},
 				Tries: 3, LastError: "plugin bridge: cannot"},

@@ -69,6 +69,11 @@ func printPods(stdout io.Writer, pods []admin.Pod, now time.Time) error {
 				return err
 			}
 		}
+		if p.Drift != "" {
+			if _, err := fmt.Fprintf(stdout, "\n%s/%s: not as it was made%s: %s\n", p.Namespace, p.Name, driftedFor(p, now), harmless(p.Drift)); err != nil {
+				return err
+			}
+		}
 		if p.LastError != "" {
 			if _, err := fmt.Fprintf(stdout, "\n%s/%s: not removed after %d tries: %s\n", p.Namespace, p.Name, p.Tries, p.LastError); err != nil {
 				return err
@@ -86,6 +91,14 @@ func stepTime(p admin.Pod, step string) string {
 		}
 	}
 	return "-"
+}
+
+// driftedFor is how long a pod has been drifted.
+func driftedFor(p admin.Pod, now time.Time) string {
+	if p.DriftSince == nil {
+		return ""
+	}
+	return ", noticed " + ago(*p.DriftSince, now) + " ago"
 }
 
 func age(p admin.Pod, now time.Time) string {

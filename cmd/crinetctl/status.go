@@ -69,6 +69,9 @@ func printStatus(o *options, s admin.Status) error {
 	if o := s.OtherNetwork; o != nil {
 		w.row("Other network:", otherNetwork(o))
 	}
+	if s.Drift != nil {
+		w.row("Drift:", driftLine(o, s.Drift))
+	}
 	w.row("Pod CIDR:", orNone(strings.Join(s.PodCIDRs, ", ")))
 	w.row("Undo pending:", fmt.Sprint(s.UndoPending))
 	if s.AddFailures > 0 {
@@ -141,6 +144,32 @@ func runtimeLine(r *admin.Runtime) string {
 		text += "; problem: " + r.Problem
 	}
 	return strings.TrimPrefix(text, "; ")
+}
+
+// driftPods is how many drifted pods status names.
+const driftPods = 5
+
+// driftLine is how many pods' networks are not as they were made.
+func driftLine(o *options, d *admin.Drift) string {
+	if len(d.Pods) == 0 {
+		return "none (--drift=" + d.Mode + ")"
+	}
+	var names []string
+	for _, pod := range d.Pods[:min(len(d.Pods), driftPods)] {
+		names = append(names, harmless(pod))
+	}
+	if more := len(d.Pods) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	pods := "pods"
+	if len(d.Pods) == 1 {
+		pods = "pod"
+	}
+	text := o.paint(red, fmt.Sprintf("%d %s not as made: %s", len(d.Pods), pods, strings.Join(names, ", ")))
+	if d.Remaking > 0 {
+		text += fmt.Sprintf("; %d to be made anew", d.Remaking)
+	}
+	return text + " (--drift=" + d.Mode + "); crinetctl pods says what is amiss"
 }
 
 // addsLine is how busy ADD is.

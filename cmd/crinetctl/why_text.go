@@ -221,7 +221,19 @@ func (w *whyOptions) sandbox(s *why.Story, n int, now time.Time) []string {
 			}
 		}
 	}
-	return append(append(lines, parts(box)...), "")
+	lines = append(lines, parts(box)...)
+	if d := box.Drift; d != nil {
+		lines = append(lines, wrap("", noticed(d, now), 3)...)
+	}
+	return append(lines, "")
+}
+
+// noticed is what crinetd noticed by itself.
+func noticed(d *why.Drift, now time.Time) string {
+	if d.Ended.IsZero() {
+		return fmt.Sprintf("crinetd noticed %s ago: %s.", ago(d.Since, now), harmless(d.What))
+	}
+	return fmt.Sprintf("It was not as it was made from %s to %s ago: %s.", ago(d.Since, now), ago(d.Ended, now), harmless(d.What))
 }
 
 // parts says what stands of a sandbox.

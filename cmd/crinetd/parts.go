@@ -32,6 +32,7 @@ import (
 	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/cnihook"
 	"github.com/crinet-project/crinet/runtime/cri"
+	"github.com/crinet-project/crinet/runtime/drift"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/failpoint"
 	"github.com/crinet-project/crinet/runtime/install"
@@ -104,6 +105,7 @@ type parts struct {
 	proxy     *proxy.Proxy
 	cniHook   *cnihook.Server
 	report    *report.Source
+	drift     *drift.Watcher // nil if nobody looks for drift
 }
 
 // open opens the sockets and the journal, and puts the parts together. A second
@@ -391,6 +393,12 @@ func (p *parts) makeHooks(context.Context) (err error) {
 		Log: p.log, Engine: p.engine, Runtime: p.runtime, PodCIDRs: p.podCIDRs, Metrics: metrics, Remove: p.sandboxes.Remove,
 		Noop: p.options.Noop(), Notice: p.notice, View: func() any { return p.report.Status() }, Recorder: p.recorder,
 	}
+	if err := p.makeDrift(); err != nil {
+		return err
+	}
+	if p.drift != nil && p.options.Drift == config.DriftRecreate {
+		c.Remaking = p.drift.Remaking
+	}
 	if p.keeper != nil {
 		c.Installation = p.keeper
 	}
@@ -417,6 +425,24 @@ func (p *parts) makeHooks(context.Context) (err error) {
 		Drain: cri.Drained(), Grace: max(p.options.ShutdownGrace, time.Millisecond),
 	})
 	return err
+}
+
+// makeDrift makes what looks for drift.
+func (p *parts) makeDrift() error {
+	o := p.options
+	if o.Noop() || o.DriftInterval == 0 {
+		return nil
+	}
+	metrics, err := drift.NewMetrics(p.registry)
+	if err != nil {
+		return err
+	}
+	p.drift = drift.New(drift.Config{
+		Log: p.log, Engine: p.engine, Meta: p.journal, Metrics: metrics, Subjects: p.report.Subjects, HasSandbox: p.sandboxes.Has,
+		Recheck: p.hostPorts.Recheck, Mode: drift.Mode(o.Drift), Interval: o.DriftInterval, CheckInterval: o.DriftCheckInterval,
+	})
+	p.report.Drift, p.report.DriftMode = p.drift, o.Drift
+	return nil
 }
 
 // probeFor looks at the plugins of a network that is not in the conf dir.

@@ -91,6 +91,9 @@ func (p *parts) start(ctx context.Context, group *errgroup.Group) (endHook func(
 		return endHook, err
 	}
 	run(p.engine.Run)
+	if p.drift != nil {
+		run(p.drift.Run)
+	}
 	if p.headroom != nil {
 		run(p.headroom.Run)
 	}

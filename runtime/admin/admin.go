@@ -57,6 +57,8 @@ type Status struct {
 	// Addresses are the ranges of host-local, the selected network's first; none
 	// if the addresses come from elsewhere.
 	Addresses []AddressRange `json:"addresses,omitempty"`
+	// Drift is about pods whose network is not as it was made; nil if nobody looks.
+	Drift *Drift `json:"drift,omitempty"`
 	// PodCIDRs are the node's, as far as they are known.
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 	// UndoPending counts attachments that are still to be removed.
@@ -83,6 +85,16 @@ type OtherNetwork struct {
 	Count   int    `json:"count"`
 	// Pods are some of them, as namespace/name (network).
 	Pods []string `json:"pods"`
+}
+
+// Drift is about pods whose network is not as it was made.
+type Drift struct {
+	// Mode is what is done about it: report, repair or recreate.
+	Mode string `json:"mode"`
+	// Pods are those that are drifted, the longest first.
+	Pods []string `json:"pods,omitempty"`
+	// Remaking counts the sandboxes that the kubelet is told to make anew.
+	Remaking int `json:"remaking,omitempty"`
 }
 
 // Adds is how busy ADD is: how many run, wait, and may run at once (0: no limit), and how
@@ -270,7 +282,11 @@ type Pod struct {
 	// HostPortsLimited says from where the hostPorts do not answer and why; empty
 	// if they do.
 	HostPortsLimited string `json:"hostPortsLimited,omitempty"`
-	Steps            []Step `json:"steps"`
+	// Drift says what is not as it was made, DriftSince when that was noticed; empty and
+	// nil if all is.
+	Drift      string     `json:"drift,omitempty"`
+	DriftSince *time.Time `json:"driftSince,omitempty"`
+	Steps      []Step     `json:"steps"`
 	// Adopted: the runtime networked the pod before crinetd came.
 	Adopted   bool   `json:"adopted,omitempty"`
 	Tries     int    `json:"tries,omitempty"`

@@ -74,6 +74,9 @@ type Config struct {
 	View func() any
 	// Recorder is told of pods that were refused or whose sandbox failed.
 	Recorder Recorder
+	// Remaking returns the ids of sandboxes that are to be made anew, nil if there are
+	// none; it answers from memory. Nil never has any.
+	Remaking func() map[string]bool
 }
 
 // Hooks are the hooked methods.
@@ -90,6 +93,7 @@ type Hooks struct {
 	notice       func() string
 	view         func() any
 	recorder     Recorder
+	remaking     func() map[string]bool
 	bypass       once
 }
 
@@ -97,7 +101,7 @@ type Hooks struct {
 func New(c Config) *Hooks {
 	h := &Hooks{
 		log: c.Log, engine: c.Engine, runtime: c.Runtime, installation: c.Installation, podCIDRs: c.PodCIDRs,
-		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, addresses: c.Addresses, notice: c.Notice, view: c.View, recorder: c.Recorder,
+		metrics: c.Metrics, remove: c.Remove, noop: c.Noop, addresses: c.Addresses, notice: c.Notice, view: c.View, recorder: c.Recorder, remaking: c.Remaking,
 	}
 	if h.addresses == nil {
 		h.addresses = func() (string, error) { return "", nil }
@@ -113,7 +117,7 @@ func New(c Config) *Hooks {
 
 // Methods returns the hooks by the methods' full names.
 func (h *Hooks) Methods() map[string]proxy.Hook {
-	return map[string]proxy.Hook{
+	methods := map[string]proxy.Hook{
 		runtimeapi.RuntimeService_RunPodSandbox_FullMethodName:       h.RunPodSandbox,
 		runtimeapi.RuntimeService_RestorePod_FullMethodName:          h.RestorePod,
 		runtimeapi.RuntimeService_StopPodSandbox_FullMethodName:      h.StopPodSandbox,
@@ -121,6 +125,11 @@ func (h *Hooks) Methods() map[string]proxy.Hook {
 		runtimeapi.RuntimeService_Status_FullMethodName:              h.Status,
 		runtimeapi.RuntimeService_UpdateRuntimeConfig_FullMethodName: h.UpdateRuntimeConfig,
 	}
+	if h.remaking != nil {
+		methods[runtimeapi.RuntimeService_PodSandboxStatus_FullMethodName] = h.PodSandboxStatus
+		methods[runtimeapi.RuntimeService_ListPodSandbox_FullMethodName] = h.ListPodSandbox
+	}
+	return methods
 }
 
 // Drained returns the methods that change a sandbox's network. Their calls are

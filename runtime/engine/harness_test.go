@@ -29,6 +29,7 @@ type fakePlugin struct {
 	seen    []cni.Attachment                             // by TearDownPod
 	setUp   func(context.Context, *cni.Attachment) error // nil succeeds
 	tear    func(context.Context, *cni.Attachment) error // nil succeeds
+	check   func(context.Context, *cni.Attachment) error // nil succeeds
 	unready error
 }
 
@@ -58,7 +59,7 @@ func (p *fakePlugin) TearDownPod(ctx context.Context, a *cni.Attachment) error {
 }
 
 func (p *fakePlugin) CheckPod(ctx context.Context, a *cni.Attachment) error {
-	return p.call(ctx, "CHECK", a, nil)
+	return p.call(ctx, "CHECK", a, p.check)
 }
 
 func (p *fakePlugin) Status() error {

@@ -51,6 +51,9 @@ func (s *Source) Register(reg prometheus.Registerer) error {
 			gauge("crinet_hostport_limited_pods", "Pods whose hostPorts are mapped and do not answer, or not from everywhere; crinetctl pods says why.",
 				func() float64 { return float64(len(s.HostPorts.Report().Limited)) }))
 	}
+	if s.Drift != nil {
+		errs = append(errs, s.Drift.Register(reg))
+	}
 	if s.Headroom != nil {
 		errs = append(errs, reg.Register(newAddresses(s.Headroom)))
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/admin"
+	"github.com/crinet-project/crinet/runtime/drift"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/install"
 	"github.com/crinet-project/crinet/runtime/journal"
@@ -45,6 +46,9 @@ type Source struct {
 	// Table keeps the table inet crinet. Hairpin says that crinetd sets hairpin mode.
 	Table   *hostport.Manager
 	Hairpin bool
+	// Drift is nil if nobody looks for it; DriftMode is what is done about it.
+	Drift     *drift.Watcher
+	DriftMode string
 }
 
 // Status is what crinetctl status shows.
@@ -79,6 +83,12 @@ func (s *Source) Status() admin.Status {
 		pods, mappings := s.HostPorts.Count()
 		status.HostPorts = &admin.HostPorts{
 			Pods: pods, Mappings: mappings, Unavailable: said.Unavailable, Listeners: said.Listeners, Flows: said.Flows,
+		}
+	}
+	if s.Drift != nil {
+		status.Drift = &admin.Drift{Mode: s.DriftMode, Remaking: len(s.Drift.Remaking())}
+		for _, d := range s.Drift.Drifted() {
+			status.Drift.Pods = append(status.Drift.Pods, d.Pod.String())
 		}
 	}
 	return status
@@ -178,6 +188,17 @@ func (s *Source) Pods() ([]admin.Pod, error) {
 		limited := s.HostPorts.Report().Limited
 		for i := range pods {
 			pods[i].HostPortsLimited = limited[pods[i].SandboxID]
+		}
+	}
+	if s.Drift != nil {
+		drifted := make(map[string]drift.Drift)
+		for _, d := range s.Drift.Drifted() {
+			drifted[d.Sandbox] = d
+		}
+		for i := range pods {
+			if d, ok := drifted[pods[i].SandboxID]; ok {
+				pods[i].Drift, pods[i].DriftSince = d.String(), &d.Since
+			}
 		}
 	}
 	return pods, nil

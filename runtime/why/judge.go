@@ -81,6 +81,9 @@ func (s *Sandbox) judgeStanding() (verdict Verdict, fault string, mends []string
 	if len(amiss) > 0 {
 		return Broken, strings.Join(amiss, "; "), mends
 	}
+	if s.Drift != nil && s.Drift.Ended.IsZero() && strings.Contains(s.Drift.What, "CHECK") {
+		return Broken, s.Drift.What, nil
+	}
 	if check := s.last(recorder.Check); check != nil && check.Err != "" {
 		return Broken, "CHECK: " + check.Err, nil
 	}

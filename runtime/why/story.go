@@ -86,9 +86,20 @@ type Sandbox struct {
 	// Findings compare the network with the kernel, for the pod's newest sandbox if its
 	// network should stand.
 	Findings []inspect.Finding `json:"findings,omitempty"`
+	// Drift is what crinetd noticed last by itself; nil if it noticed nothing.
+	Drift *Drift `json:"drift,omitempty"`
 
 	record *journal.Record // what should stand; nil if nothing should
 	undo   string          // why the record is not undone yet
+}
+
+// Drift is a time in which a network was not as it was made.
+type Drift struct {
+	Since time.Time `json:"since"`
+	// Ended is zero while it goes on.
+	Ended time.Time `json:"ended,omitzero"`
+	// What says what was amiss and what crinetd did about it.
+	What string `json:"what"`
 }
 
 // ErrUnknown is the error for a pod that nobody knows.
@@ -108,4 +119,6 @@ type Sources struct {
 	Stands func(*journal.Record) bool
 	// Inspect compares an attachment with the kernel.
 	Inspect func(context.Context, *journal.Record) []inspect.Finding
+	// Drift returns what was noticed of a record's network; nil where nobody looks.
+	Drift func(*journal.Record) *Drift
 }

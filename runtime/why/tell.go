@@ -39,6 +39,9 @@ func Tell(ctx context.Context, s Sources, pod string) (*Story, error) {
 	if r := newest.record; r != nil {
 		if s.Stands == nil || s.Stands(r) {
 			newest.Findings = s.Inspect(ctx, r)
+			if s.Drift != nil {
+				newest.Drift = s.Drift(r)
+			}
 		} else {
 			newest.record, newest.State = nil, string(journal.Detaching)
 			newest.undo = "the node was restarted since, and its network is to be removed"
