@@ -68,6 +68,7 @@ func TestRandomKills(t *testing.T) {
 	t.Parallel()
 	seed, end := soakSeed(t), time.Now().Add(soak(t, 20*time.Second))
 	n, client := newRecordedNode(t)
+	n.recordHistory(client)
 	random := rand.New(rand.NewPCG(seed, 0))
 	victims := [][]string{{"crinetd"}, {"containerd"}, {"crinetd", "containerd"}}
 	kills, pods, rounds := 0, 0, 0
@@ -91,6 +92,7 @@ func TestRandomKills(t *testing.T) {
 			t.Fatalf("seed %d, round %d, killing %q: left behind:\n%s", seed, rounds, victim, strings.Join(left, "\n"))
 		}
 	}
+	n.checkHistory()
 	t.Logf("seed %d: %d rounds, %d kills, %d pods came up and were removed", seed, rounds, kills, pods)
 	if kills == 0 || pods == 0 {
 		t.Error("nothing was killed, or no pod ever came up")
@@ -127,11 +129,13 @@ func (n *testNode) killUntil(ctx context.Context, random *rand.Rand, victims []s
 		case <-time.After(killPause + time.Duration(random.Int64N(int64(killSpread)))):
 		}
 		for _, victim := range victims {
+			n.history.kills(victim)
 			n.ok(kill[victim]())
 			kills++
 		}
 		for _, victim := range victims {
 			n.ok(start[victim]())
+			n.history.started(victim)
 		}
 	}
 }
@@ -202,6 +206,7 @@ func TestPodsInALoop(t *testing.T) {
 		pods = 110
 	}
 	n, client := newRecordedNode(t)
+	n.recordHistory(client)
 	end := time.Now().Add(soak(t, 20*time.Second))
 	var first, last size
 	rounds := 0
@@ -219,6 +224,7 @@ func TestPodsInALoop(t *testing.T) {
 				last.journal <= 2*first.journal && last.rss <= 2*first.rss && last.heap <= first.heap+heapSpread
 		})
 	}
+	n.checkHistory()
 	t.Logf("%d rounds of %d pods with hostPorts; first %+v, last %+v", rounds, pods, first, last)
 }
 

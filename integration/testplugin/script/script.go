@@ -103,10 +103,12 @@ type Multus struct {
 	Thick bool `json:"thick,omitempty"`
 }
 
-// The files of the directory.
+// CallsFile is the record: a line of JSON for each [Call].
+const CallsFile = "calls.jsonl"
+
+// The other files of the directory.
 const (
 	rulesFile = "rules.json"
-	callsFile = "calls.jsonl"
 	lockFile  = "lock"
 )
 
@@ -128,7 +130,7 @@ func SetRules(dir string, rules ...Rule) error {
 
 // Calls returns the calls recorded in dir so far, the earliest first.
 func Calls(dir string) ([]Call, error) {
-	file, err := os.Open(filepath.Join(dir, callsFile))
+	file, err := os.Open(filepath.Join(dir, CallsFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -215,7 +217,7 @@ func appendCall(dir string, call Call) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(filepath.Join(dir, callsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	file, err := os.OpenFile(filepath.Join(dir, CallsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
