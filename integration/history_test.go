@@ -15,6 +15,7 @@ type recording struct {
 	path      string
 	watcher   *history.Watcher
 	collector *history.Collector
+	sampler   *sampler // nil unless a report is asked for
 }
 
 // recordHistory records from now on what happens on the node and what the client asks
@@ -32,6 +33,9 @@ func (n *testNode) recordHistory(client *node.Client) {
 	h.collector = h.Collect(n.Path("/var/lib/crinet"), n.Path(scriptDir))
 	client.Runtime = h.Client(client.Runtime)
 	n.history = h
+	if soakReport() != "" {
+		h.sampler = n.startSampler(h.Recorder)
+	}
 	n.t.Cleanup(func() {
 		if n.history != nil { // the test failed before its check
 			n.t.Logf("the history is kept in %s", h.path)
@@ -44,6 +48,7 @@ func (n *testNode) recordHistory(client *node.Client) {
 func (n *testNode) endHistory(left []string) error {
 	h := n.history
 	n.history = nil
+	h.sampler.close()
 	h.watcher.Close()
 	if err := h.collector.Close(); err != nil {
 		return err
@@ -69,6 +74,7 @@ func (n *testNode) checkHistory() {
 	n.t.Helper()
 	events, found, path := n.violations()
 	n.t.Logf("history: %d events", len(events))
+	n.reportSoak(events, len(found))
 	if len(found) > 0 {
 		var report strings.Builder
 		history.Report(&report, events, found)

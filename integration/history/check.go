@@ -175,7 +175,7 @@ func newModel(events []Event) *model {
 			m.lost = true
 		case End:
 			m.end = i
-		case TableChange, DaemonKilled, DaemonStart:
+		case TableChange, DaemonKilled, DaemonStart, Sampled:
 		}
 	}
 	m.complete()

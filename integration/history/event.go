@@ -47,6 +47,7 @@ const (
 	DaemonKilled Kind = "kill"      // Daemon was killed
 	DaemonStart  Kind = "start"     // Daemon serves again
 	Lost         Kind = "lost"      // messages of the kernel were lost
+	Sampled      Kind = "sample"    // Sample of crinetd and the kernel
 	End          Kind = "end"       // Left: all pods are gone, and this is left
 )
 
@@ -61,6 +62,10 @@ type Event struct {
 	Link      *Link      `json:"link,omitempty"`
 	Daemon    string     `json:"daemon,omitempty"`
 	Left      []string   `json:"left,omitempty"`
+
+	// Sample is what crinetd and the kernel used at the time, by the names of
+	// [SampleNames].
+	Sample map[string]float64 `json:"sample,omitempty"`
 }
 
 // Call is the begin or the end of a CRI call. Both have the same number.
