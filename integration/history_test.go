@@ -62,7 +62,7 @@ func (n *testNode) endHistory(left []string) error {
 func (n *testNode) violations() (events []history.Event, found []history.Violation, path string) {
 	n.t.Helper()
 	path = n.history.path
-	n.ok(n.endHistory(n.forgottenNamespaces(n.leftovers())))
+	n.ok(n.endHistory(n.leftovers(n.forgotten)))
 	events, err := history.ReadFile(path)
 	n.ok(err)
 	return events, history.Check(events), path

@@ -88,7 +88,7 @@ func TestRandomKills(t *testing.T) {
 		}
 		n.awaitNetwork(client, true)
 		n.removeAll(client)
-		if left := n.forgottenNamespaces(n.leftovers()); len(left) != 0 {
+		if left := n.leftovers(n.forgotten); len(left) != 0 {
 			t.Fatalf("seed %d, round %d, killing %q: left behind:\n%s", seed, rounds, victim, strings.Join(left, "\n"))
 		}
 	}
@@ -99,18 +99,36 @@ func TestRandomKills(t *testing.T) {
 	}
 }
 
-// forgottenNamespaces takes those out of what is left that containerd alone can
-// have left: killed between making a network namespace and storing its path,
-// containerd forgets it (RunPodSandbox in its sandbox_run.go). Such a namespace
-// has never been in a call to crinetd.
-func (n *testNode) forgottenNamespaces(left []string) []string {
+// forgotten takes those out of what is left that containerd alone can have left.
+// Killed between making a network namespace and storing its path, containerd forgets it
+// (RunPodSandbox in its sandbox_run.go): such a namespace has never been in a call to
+// crinetd. And a RunPodSandbox of containerd that fails forgets the sandbox also when
+// its DEL failed, since crinetd was away: the entry of containerd's own cache stays,
+// while crinetd's sweeper frees the network.
+func (n *testNode) forgotten(left []string) []string {
 	n.t.Helper()
-	log, err := n.Log("crinetd")
+	crinetd, err := n.Log("crinetd")
+	n.ok(err)
+	containerd, err := n.Log("containerd")
 	n.ok(err)
 	return slices.DeleteFunc(left, func(what string) bool {
-		name, found := strings.CutPrefix(what, "network namespace ")
-		return found && !strings.Contains(log, name)
+		if name, found := strings.CutPrefix(what, "network namespace "); found {
+			return !strings.Contains(crinetd, name)
+		}
+		name, found := strings.CutPrefix(what, "containerd result crinet-")
+		id, _, _ := strings.Cut(name, "-")
+		return found && strings.Contains(containerd, `Failed to destroy network for sandbox \"`+id) && swept(crinetd, id)
 	})
+}
+
+// swept says whether crinetd's log tells that the sweeper took a sandbox's attachment.
+func swept(log, id string) bool {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "belongs to no sandbox") && strings.Contains(line, "sandbox="+id) {
+			return true
+		}
+	}
+	return false
 }
 
 // killUntil kills the victims at random moments and starts them again, until
