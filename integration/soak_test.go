@@ -87,6 +87,7 @@ func TestRandomKills(t *testing.T) {
 			pods += count
 		}
 		n.awaitNetwork(client, true)
+		n.awaitRuntime(client)
 		n.removeAll(client)
 		if left := n.leftovers(n.forgotten); len(left) != 0 {
 			t.Fatalf("seed %d, round %d, killing %q: left behind:\n%s", seed, rounds, victim, strings.Join(left, "\n"))
@@ -97,6 +98,16 @@ func TestRandomKills(t *testing.T) {
 	if kills == 0 || pods == 0 {
 		t.Error("nothing was killed, or no pod ever came up")
 	}
+}
+
+// awaitRuntime waits until crinetd reaches a containerd that was killed: it answers
+// Status from memory, and connects again a moment later.
+func (n *testNode) awaitRuntime(client *node.Client) {
+	n.t.Helper()
+	n.eventually("crinetd reaches containerd", func() bool {
+		_, err := client.Runtime.ListPodSandbox(n.ctx, &runtimeapi.ListPodSandboxRequest{})
+		return err == nil
+	})
 }
 
 // forgotten takes those out of what is left that containerd alone can have left.

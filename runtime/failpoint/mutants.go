@@ -32,13 +32,37 @@ func mutant() Mutant { return Mutant(os.Getenv(MutantVariable)) }
 type wrongJournal struct {
 	engine.Journal
 	mutant Mutant
+
+	mu   *sync.Mutex
+	lost map[journal.Key]*journal.Record // what [LostWrite] remembers, and has not written
+}
+
+func newWrongJournal(j engine.Journal) wrongJournal {
+	return wrongJournal{Journal: j, mutant: mutant(), mu: new(sync.Mutex), lost: make(map[journal.Key]*journal.Record)}
 }
 
 func (w wrongJournal) Put(r *journal.Record) error {
-	if w.mutant == LostWrite && r.State == journal.Attached {
-		return nil
+	if w.mutant != LostWrite || r.State != journal.Attached {
+		return w.Journal.Put(w.kept(r))
 	}
-	return w.Journal.Put(w.kept(r))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	remembered := *r
+	w.lost[r.Key()] = &remembered
+	return nil
+}
+
+// known is the record that somebody gets who reads r.
+func (w wrongJournal) known(r *journal.Record) *journal.Record {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	remembered := w.lost[r.Key()]
+	if remembered == nil || r.State != journal.Attaching || !r.Created.Equal(remembered.Created) {
+		return r
+	}
+	r = new(journal.Record)
+	*r = *remembered
+	return r
 }
 
 func (w wrongJournal) PutDurable(r *journal.Record) error { return w.Journal.PutDurable(w.kept(r)) }
@@ -57,6 +81,7 @@ func (w wrongJournal) Get(key journal.Key) (*journal.Record, error) {
 	if err != nil || r == nil {
 		return r, err
 	}
+	r = w.known(r)
 	if w.mutant == RecordFirst && r.State == journal.Attached && slices.ContainsFunc(r.Steps, func(s journal.StepTime) bool { return s.Step == string(engine.StepStart) }) {
 		err = w.Journal.Delete(key)
 		cached, _ := filepath.Glob(filepath.Join(cacheDir, "*-"+key.ContainerID+"-*")) // the pattern is well formed
@@ -70,6 +95,7 @@ func (w wrongJournal) Get(key journal.Key) (*journal.Record, error) {
 func (w wrongJournal) Sandbox(prefix string) ([]*journal.Record, error) {
 	records, err := w.Journal.Sandbox(prefix)
 	for i, r := range records {
+		r = w.known(r)
 		records[i] = w.today(r)
 		if w.mutant == StaleState && prefix == "" && r.State == journal.Attached {
 			stale := *r

@@ -41,7 +41,7 @@ func hit(point string) {
 
 // Journal puts a journal's writes between points. They are named by the state of
 // the record; "steps" is the write that keeps the times of all steps, "delete" a removal.
-func Journal(j engine.Journal) engine.Journal { return points{wrongJournal{j, mutant()}} }
+func Journal(j engine.Journal) engine.Journal { return points{newWrongJournal(j)} }
 
 type points struct{ engine.Journal }
 
