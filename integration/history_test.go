@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/crinet-project/crinet/integration/history"
@@ -79,9 +80,25 @@ func (n *testNode) checkHistory() {
 		var report strings.Builder
 		history.Report(&report, events, found)
 		n.t.Errorf("the history breaks the model in %d places; it is kept in %s\n%s", len(found), path, report.String())
-	} else if os.Getenv("CRINET_TEST_KEEP_HISTORY") == "" {
-		n.ok(os.Remove(path))
+		return
 	}
+	n.putAway(path)
+}
+
+// historiesVariable names an environment variable: a folder where the histories of all
+// tests are kept, also of those that pass, by the names of the tests.
+const historiesVariable = "CRINET_TEST_HISTORIES"
+
+// putAway keeps the history of a test that passed if that is asked for, and removes it
+// otherwise.
+func (n *testNode) putAway(path string) {
+	n.t.Helper()
+	if dir := os.Getenv(historiesVariable); dir != "" {
+		text, err := os.ReadFile(path)
+		n.ok(err)
+		n.ok(os.WriteFile(filepath.Join(dir, strings.ReplaceAll(n.t.Name(), "/", "-")+".jsonl"), text, 0o644))
+	}
+	n.ok(os.Remove(path))
 }
 
 func (h *recording) kills(daemon string) {

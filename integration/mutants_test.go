@@ -138,7 +138,7 @@ func (n *testNode) findsMutant(rules []history.Rule) {
 		return
 	}
 	n.t.Logf("%d events\n%s", len(events), report.String())
-	n.ok(os.Remove(path))
+	n.putAway(path)
 }
 
 // settle is longer than any mutant is late.

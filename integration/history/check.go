@@ -112,7 +112,7 @@ type model struct {
 	lives     []*life
 	livesOf   map[string][]*life // by comment
 	lost      bool               // messages of the kernel are missing
-	users     map[string]int     // link of the node -> how many sandboxes had it; see usersOf
+	users     map[string]int     // link of the node -> how many sandboxes had it
 	end       int                // index of the End, -1 without
 }
 
@@ -129,6 +129,7 @@ type sandbox struct {
 	execs     []int // in the order of their times
 	unknown   bool  // an ADD was cut off: what it had is not known
 	addrs     map[string]bool
+	links     []string // on the node, those that it shares as well
 }
 
 // moment is an event and its time; the zero moment has not come.
@@ -152,7 +153,7 @@ func (o *operation) succeeded() bool { return o.Done && o.Err == "" }
 func newModel(events []Event) *model {
 	m := &model{
 		events: events, sandboxes: make(map[string]*sandbox), byPod: make(map[string][]*sandbox), first: make(map[string]bool),
-		links: make(map[string][]int), livesOf: make(map[string][]*life), end: -1,
+		links: make(map[string][]int), livesOf: make(map[string][]*life), users: make(map[string]int), end: -1,
 	}
 	ops := make(map[string]*operation)
 	for i := range events {
@@ -183,15 +184,14 @@ func newModel(events []Event) *model {
 	return m
 }
 
-// podOf reads the pod's namespace/name from CNI_ARGS.
+// podOf reads the pod's namespace/name from CNI_ARGS, if it is there.
 func podOf(e *Exec) string {
-	namespace := ""
 	for pair := range strings.SplitSeq(e.Args, ";") {
 		if value, ok := strings.CutPrefix(pair, "K8S_POD_NAMESPACE="); ok {
-			namespace = value
+			return value + "/" + e.Pod
 		}
 	}
-	return namespace + "/" + e.Pod
+	return "" // crinetd's operation says it
 }
 
 func (m *model) sandbox(id, pod string) *sandbox {
@@ -272,9 +272,34 @@ func (m *model) complete() {
 			for _, address := range op.Addresses {
 				s.addrs[bare(address)] = true
 			}
+			if _, names := interfacesOf(op.Result); op.succeeded() {
+				s.addLinks(names)
+			}
+		}
+		for _, i := range s.execs {
+			// What an ADD that was cut off had come to.
+			if e := m.events[i].Exec; e.Verb == "ADD" {
+				_, names := interfacesOf(prevResultOf(e.Config))
+				s.addLinks(names)
+				for _, address := range addressesOf(prevResultOf(e.Config)) {
+					s.addrs[bare(address)] = true
+				}
+			}
+		}
+		for _, name := range s.links {
+			m.users[name]++
 		}
 		if s.pod != "" {
 			m.byPod[s.pod] = append(m.byPod[s.pod], s)
+		}
+	}
+}
+
+// addLinks adds links on the node that the sandbox has or shares.
+func (s *sandbox) addLinks(names []string) {
+	for _, name := range names {
+		if !slices.Contains(s.links, name) {
+			s.links = append(s.links, name)
 		}
 	}
 }

@@ -71,13 +71,9 @@ func (m *model) hostPortsOfPods() {
 
 func (m *model) hostPortOf(s *sandbox, port string) {
 	var last *life
-	for _, l := range m.livesOf[s.pod] {
+	for _, l := range m.ownLives(s) {
 		// One of an earlier sandbox of the pod had gone before this one came up.
 		if l.Key != port || !s.has(l.Address) || l.end.before(s.up.time) {
-			continue
-		}
-		// One of a later sandbox of the pod.
-		if s.stopping.came() && l.begin.time.After(s.stopping.time.Add(lag)) {
 			continue
 		}
 		if last == nil || last.begin.index < l.begin.index {
@@ -92,6 +88,22 @@ func (m *model) hostPortOf(s *sandbox, port string) {
 	}
 }
 
+// ownLives are the elements of the sandbox's pod that can be the sandbox's: they came
+// since its first ADD began, and not long after its removal did. Elements are in the
+// order in which they came.
+func (m *model) ownLives(s *sandbox) []*life {
+	all := m.livesOf[s.pod]
+	if len(s.adds) > 0 {
+		from, _ := slices.BinarySearchFunc(all, s.adds[0].Begin, func(l *life, t time.Time) int { return l.begin.time.Compare(t) })
+		all = all[from:]
+	}
+	if s.stopping.came() {
+		to, _ := slices.BinarySearchFunc(all, s.stopping.time.Add(lag), func(l *life, t time.Time) int { return l.begin.time.Compare(t) })
+		all = all[:to]
+	}
+	return all
+}
+
 // elements: an element leads to its owner, and to nobody else at any time.
 func (m *model) elements() {
 	if m.lost {
@@ -104,23 +116,47 @@ func (m *model) elements() {
 			holders[h.address] = append(holders[h.address], h)
 		}
 	}
+	for _, all := range holders {
+		slices.SortStableFunc(all, func(a, b hold) int { return a.begin.time.Compare(b.begin.time) })
+	}
 	for _, l := range m.lives {
 		m.elementIsOwned(l)
-		for _, h := range holders[l.Address] {
-			if h.sandbox.pod == l.Comment || h.end.before(l.begin.time.Add(lag)) || l.end.came() && l.end.time.Before(h.begin.time.Add(lag)) {
-				continue
-			}
+		m.elementLeads(l, holders[l.Address])
+	}
+}
+
+// elementLeads looks for others who had the address of an element while it stood. Those
+// who had it are in order, and of those that got it before the element came one at most
+// still had it: two would break the rule of addresses.
+func (m *model) elementLeads(l *life, holders []hold) {
+	for _, h := range slices.Backward(holders) {
+		if l.end.came() && l.end.time.Before(h.begin.time.Add(lag)) {
+			continue
+		}
+		if h.sandbox.pod != l.Comment && !h.end.before(l.begin.time.Add(lag)) {
 			m.breach(HostPortOfAnother, h.sandbox, []int{l.begin.index, h.begin.index},
 				"hostPort %s of pod %s led to its address %s", l.Key, l.Comment, l.Address)
+		}
+		if h.begin.before(l.begin.time) {
+			return
 		}
 	}
 }
 
-// elementsAtEnd: when the way to a pod is closed, and when its removal is reported,
-// its hostPorts are gone.
+// elementsAtEnd: when DEL closes the way to a pod, and when its removal is reported, its
+// hostPorts are gone. A link that goes without a DEL is the runtime's doing: it removes
+// the namespace of a sandbox that failed also when its DEL did not reach crinetd. The
+// address is not free then.
 func (m *model) elementsAtEnd(s *sandbox) {
+	var begun moment
+	if len(s.adds) > 0 {
+		begun = m.release(s, s.adds[0].Begin)
+	}
 	for _, end := range m.ownLinkEnd(s) {
-		for _, l := range m.livesOf[s.pod] {
+		if !begun.before(m.events[end].Time) {
+			continue
+		}
+		for _, l := range m.ownLives(s) {
 			if s.addrs[l.Address] && l.stood(end) {
 				m.breach(HostPortLeft, s, []int{l.begin.index, end}, "hostPort %s stood when its link %s went down", l.Key, m.events[end].Link.Name)
 			}
@@ -129,7 +165,7 @@ func (m *model) elementsAtEnd(s *sandbox) {
 	if !s.stopped.came() {
 		return
 	}
-	for _, l := range m.livesOf[s.pod] {
+	for _, l := range m.ownLives(s) {
 		if s.addrs[l.Address] && l.begin.before(s.stopped.time) && (!l.end.came() && m.end >= 0 || l.end.came() && l.end.time.After(s.stopped.time.Add(lag))) {
 			m.breach(HostPortLeft, s, []int{l.begin.index, s.stopped.index}, "hostPort %s stood after its removal was reported", l.Key)
 		}
@@ -140,7 +176,7 @@ func (m *model) elementsAtEnd(s *sandbox) {
 // has not been reported.
 func (m *model) elementIsOwned(l *life) {
 	proof := []int{l.begin.index}
-	for _, s := range m.byPod[l.Comment] {
+	for _, s := range slices.Backward(m.byPod[l.Comment]) { // the one that came last, as a rule
 		if !s.has(l.Address) || !slices.ContainsFunc(s.adds, func(op *operation) bool { return op.Begin.Before(l.begin.time) }) {
 			continue
 		}

@@ -91,6 +91,22 @@ func interfacesOf(result json.RawMessage) (sandboxes, onNode []string) {
 	return sandboxes, onNode
 }
 
+// addressesOf reads the addresses of a CNI result, with prefix lengths.
+func addressesOf(result json.RawMessage) (addresses []string) {
+	var decoded struct {
+		IPs []struct {
+			Address string `json:"address"`
+		} `json:"ips"`
+	}
+	if json.Unmarshal(result, &decoded) != nil {
+		return nil
+	}
+	for _, ip := range decoded.IPs {
+		addresses = append(addresses, ip.Address)
+	}
+	return addresses
+}
+
 // results: an ADD is answered with interfaces of its own sandbox, and plugins are
 // handed results of it.
 func (m *model) results() {
@@ -117,12 +133,18 @@ func (m *model) networks() {
 		if !s.up.came() {
 			continue
 		}
-		i := slices.IndexFunc(s.adds, (*operation).succeeded)
-		if i < 0 && m.end >= 0 {
-			m.breach(NoNetwork, s, []int{s.up.index}, "it came up, and no ADD succeeded for it")
+		since := s.up.time
+		added := false
+		for _, op := range s.adds {
+			if op.succeeded() && op.End.Before(s.up.time) {
+				since, added = op.End, true // a DEL after it took what the sandbox came up with
+			}
 		}
-		if del := m.release(s, s.up.time); del.came() && !s.stopping.before(del.time) {
-			m.breach(NetworkLost, s, []int{s.up.index, del.index}, "DEL began while it was up")
+		if !added && m.end >= 0 {
+			m.breach(NoNetwork, s, []int{s.up.index}, "it came up, and no ADD had succeeded for it")
+		}
+		if del := m.release(s, since); del.came() && !s.stopping.before(del.time) {
+			m.breach(NetworkLost, s, []int{s.up.index, del.index}, "DEL began before its Stop")
 		}
 		for _, event := range m.ownLinkEnd(s) {
 			t := m.events[event].Time
@@ -155,39 +177,12 @@ func (m *model) ownLinkEnd(s *sandbox) (ends []int) {
 
 // ownLinks names the links on the node that this sandbox alone has: not bridges.
 func (m *model) ownLinks(s *sandbox) (own []string) {
-	for _, op := range s.adds {
-		if !op.succeeded() {
-			continue
-		}
-		_, names := interfacesOf(op.Result)
-		for _, name := range names {
-			if m.usersOf()[name] == 1 {
-				own = append(own, name)
-			}
+	for _, name := range s.links {
+		if m.users[name] == 1 {
+			own = append(own, name)
 		}
 	}
 	return own
-}
-
-// usersOf counts the sandboxes in whose results a link of the node is.
-func (m *model) usersOf() map[string]int {
-	if m.users != nil {
-		return m.users
-	}
-	m.users = make(map[string]int)
-	for _, s := range m.inOrder {
-		seen := make(map[string]bool)
-		for _, op := range s.adds {
-			_, names := interfacesOf(op.Result)
-			for _, name := range names {
-				if !seen[name] {
-					m.users[name]++
-				}
-				seen[name] = true
-			}
-		}
-	}
-	return m.users
 }
 
 // closedLinks: when a removal is reported the way to the pod is closed.
