@@ -238,6 +238,11 @@ func TestPodsInALoop(t *testing.T) {
 	n.recordHistory(client)
 	end := time.Now().Add(soak(t, 20*time.Second))
 	var first, last size
+	defer func() {
+		if t.Failed() {
+			t.Logf("last %+v", last)
+		}
+	}()
 	rounds := 0
 	for ; time.Now().Before(end) || rounds < 2; rounds++ {
 		n.manyPods(client, pods, workers)
