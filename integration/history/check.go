@@ -14,31 +14,31 @@ import (
 type Rule string
 
 const (
-	// AddressTwice: two pods have one address at one time.
+	// AddressTwice means: two pods have one address at one time.
 	AddressTwice Rule = "one address, one pod"
-	// ResultOfAnother: an ADD was answered with the network of another sandbox.
+	// ResultOfAnother means: an ADD was answered with the network of another sandbox.
 	ResultOfAnother Rule = "ADD answers for its own sandbox"
-	// NoNetwork: RunPodSandbox succeeded for a sandbox whose ADD did not.
+	// NoNetwork means: RunPodSandbox succeeded for a sandbox whose ADD did not.
 	NoNetwork Rule = "a sandbox that is up has a network"
-	// NetworkLost: DEL, or the end of a link, between RunPodSandbox and StopPodSandbox.
+	// NetworkLost means: DEL, or the end of a link, between RunPodSandbox and StopPodSandbox.
 	NetworkLost Rule = "the network stands until Stop begins"
-	// HostPortLost: an element of a pod that is up is not in the table, or went.
+	// HostPortLost means: an element of a pod that is up is not in the table, or went.
 	HostPortLost Rule = "hostPorts stand until Stop begins"
-	// HostPortLeft: an element stood when the pod's way was closed or its removal done.
+	// HostPortLeft means: an element stood when the pod's way was closed or its removal done.
 	HostPortLeft Rule = "hostPorts go before the address"
-	// HostPortOfAnother: an element led to the address of another pod.
+	// HostPortOfAnother means: an element led to the address of another pod.
 	HostPortOfAnother Rule = "a hostPort leads to its owner"
-	// AfterRemoval: something was done for a sandbox whose removal had been reported.
+	// AfterRemoval means: something was done for a sandbox whose removal had been reported.
 	AfterRemoval Rule = "nothing is done after the removal"
-	// AddWithoutDel: an ADD has no DEL although its pod is gone.
+	// AddWithoutDel means: an ADD has no DEL although its pod is gone.
 	AddWithoutDel Rule = "every ADD has its DEL"
-	// DelOfAnother: DEL had another configuration, other arguments or another result than ADD.
+	// DelOfAnother means: DEL had another configuration, other arguments or another result than ADD.
 	DelOfAnother Rule = "DEL is that of ADD"
-	// NetworkLeft: a link stood after the pod's removal was reported.
+	// NetworkLeft means: a link stood after the pod's removal was reported.
 	NetworkLeft Rule = "a removal that is reported is done"
-	// Order: an ADD that waited was overtaken.
+	// Order means: an ADD that waited was overtaken.
 	Order Rule = "ADD in order, critical pods first"
-	// LeftAtEnd: something is left when all pods are gone.
+	// LeftAtEnd means: something is left when all pods are gone.
 	LeftAtEnd Rule = "nothing is left at the end"
 )
 

@@ -37,6 +37,7 @@ import (
 // Kind is what an event tells of. It says which of the event's fields is set.
 type Kind string
 
+// The kinds of events.
 const (
 	CallBegan    Kind = "call"      // Call: a CRI call begins
 	CallEnded    Kind = "answer"    // Call: its answer
@@ -146,6 +147,7 @@ type Element struct {
 // LinkState is the state of a link.
 type LinkState string
 
+// The states of links.
 const (
 	LinkUp   LinkState = "up"
 	LinkDown LinkState = "down" // or doomed: it will be removed

@@ -69,8 +69,10 @@ func (r *Recorder) Begin(call Call) (end func(sandbox string, err error)) {
 	}
 }
 
-// Killed appends that a daemon was killed, Started that it serves again.
-func (r *Recorder) Killed(daemon string)  { r.Add(Event{Kind: DaemonKilled, Daemon: daemon}) }
+// Killed appends that a daemon was killed.
+func (r *Recorder) Killed(daemon string) { r.Add(Event{Kind: DaemonKilled, Daemon: daemon}) }
+
+// Started appends that a daemon serves again.
 func (r *Recorder) Started(daemon string) { r.Add(Event{Kind: DaemonStart, Daemon: daemon}) }
 
 // Close writes what is left to be written. Nothing may be added any more.

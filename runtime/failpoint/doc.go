@@ -25,29 +25,29 @@ type Mutant string
 
 // The faults. They stand in the decorators, so that what is decorated has none of it.
 const (
-	// LostWrite: the journal acknowledges the record of an ADD that has ended and drops it.
+	// LostWrite means: the journal acknowledges the record of an ADD that has ended and drops it.
 	LostWrite Mutant = "lost write"
-	// ForgottenHostPorts: the journal keeps records without their hostPorts.
+	// ForgottenHostPorts means: the journal keeps records without their hostPorts.
 	ForgottenHostPorts Mutant = "forgotten hostPorts"
-	// TodaysConfiguration: the journal hands out records with the configuration that is
+	// TodaysConfiguration means: the journal hands out records with the configuration that is
 	// in the conf dir now.
 	TodaysConfiguration Mutant = "today's configuration"
-	// StaleState: who reads the whole journal, as the sweeper does, gets attachments
+	// StaleState means: who reads the whole journal, as the sweeper does, gets attachments
 	// that stand as such whose ADD was cut off.
 	StaleState Mutant = "stale state"
-	// RecordFirst: a record goes, with the cache's, when it is read for DEL, not after DEL.
+	// RecordFirst means: a record goes, with the cache's, when it is read for DEL, not after DEL.
 	RecordFirst Mutant = "record first"
-	// DroppedDel: DEL of all plugins is reported as done.
+	// DroppedDel means: DEL of all plugins is reported as done.
 	DroppedDel Mutant = "dropped DEL"
-	// AddAfterDel: a plugin that ran DEL runs ADD again.
+	// AddAfterDel means: a plugin that ran DEL runs ADD again.
 	AddAfterDel Mutant = "ADD after DEL"
-	// EarlierAnswer: ADD of a built-in plugin is answered with the result of the first one.
+	// EarlierAnswer means: ADD of a built-in plugin is answered with the result of the first one.
 	EarlierAnswer Mutant = "earlier answer"
-	// FreedAddresses: host-local's files go before each ADD.
+	// FreedAddresses means: host-local's files go before each ADD.
 	FreedAddresses Mutant = "freed addresses"
-	// ElementLeft: hostPorts are not unmapped.
+	// ElementLeft means: hostPorts are not unmapped.
 	ElementLeft Mutant = "element left"
-	// LateUnmap: hostPorts are unmapped after the address is free.
+	// LateUnmap means: hostPorts are unmapped after the address is free.
 	LateUnmap Mutant = "late unmap"
 )
 
