@@ -70,9 +70,9 @@ critest: build ## run the CRI conformance tests at containerd and through crinet
 
 SOAK ?= 30m
 
-soak: ## kill daemons at random and run pods in a loop (root); SOAK=2h for as long, SOAK_SEED=N repeats
+soak: ## kill daemons at random and run pods in a loop, and report (root); SOAK=2h for as long, SOAK_SEED=N repeats
 	@integration/tools/build node
-	SOAK=$(SOAK) $(GO) test -race -timeout 0 -count=1 -v -run 'TestRandomKills|TestPodsInALoop' ./integration
+	SOAK=$(SOAK) SOAK_REPORT=$(CURDIR)/soak-report $(GO) test -race -timeout 0 -count=1 -v -run 'TestRandomKills|TestPodsInALoop' ./integration
 
 lint: ## check the format, go vet, golangci-lint
 	@integration/tools/build lint
@@ -106,4 +106,4 @@ cluster: build ## run a cluster and show what crinetd does (root); NODES=2, PROX
 	$(if $(PROXY_MODE),-proxy-mode $(PROXY_MODE)) $(if $(KEEP),-keep) $(if $(REMOVE),-remove $(REMOVE))
 
 clean: ## remove what was built, the tools as well
-	rm -rf bin dist .tools
+	rm -rf bin dist soak-report .tools

@@ -85,6 +85,8 @@ type Manager struct {
 	alarms, moved chan string
 	limits        limits
 	onDemand      bool
+	// synced is closed when Sync was called: the kernel holds no more than is known.
+	synced chan struct{}
 
 	mu     sync.Mutex // guards what follows, and orders transactions
 	claims claims
@@ -149,6 +151,7 @@ func New(c Config) (*Manager, error) {
 		host: kernel.New(c.NetNS, newLayout()), netns: c.NetNS,
 		alarms: make(chan string, 1), moved: make(chan string, 1),
 		claims: make(claims), inFlight: make(map[*owner]struct{}),
+		synced: make(chan struct{}),
 	}
 	m.forget()
 	return m, nil

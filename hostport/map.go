@@ -77,8 +77,15 @@ func (m *Manager) mapPod(ctx context.Context, pod Pod) ([]Mapping, error) {
 // UDP and SCTP flows that came through them, as Map does. A sandbox that has none is
 // no error. If the transaction fails the mappings are still the sandbox's, and Unmap
 // must be called again. route_localnet is switched off with the last pod that needs
-// it; should that fail, Run tries again.
+// it; should that fail, Run tries again. Before [Manager.Sync] Unmap waits for it: an
+// earlier run may have mapped ports that are not known yet, and who calls Unmap frees
+// the address next.
 func (m *Manager) Unmap(ctx context.Context, sandboxID string) error {
+	select {
+	case <-m.synced:
+	case <-ctx.Done():
+		return fmt.Errorf("undo: map the hostPorts of sandbox %s: the table is not read yet: %w", sandboxID, context.Cause(ctx))
+	}
 	m.mu.Lock()
 	old := m.pods[sandboxID]
 	var err error

@@ -36,6 +36,9 @@ func (m *Manager) Sync(ctx context.Context, pods []Pod) error {
 			wrong.add(fmt.Errorf("%s: %w", pod, err))
 		}
 	}
+	if !m.managing {
+		defer close(m.synced)
+	}
 	m.managing = true
 	if _, err := m.settleAll(ctx); err != nil {
 		wrong.add(err)

@@ -146,13 +146,17 @@ func (n *testNode) removeAll(client *node.Client) {
 }
 
 // leftovers waits until nothing of any pod is left on the node, in the journal and
-// in the hostPort table. It returns what is left at the end of its patience.
-func (n *testNode) leftovers() []string {
+// in the hostPort table. It returns what is left at the end of its patience, after
+// filters have taken out what does not count.
+func (n *testNode) leftovers(filters ...func([]string) []string) []string {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
 	defer cancel()
 	for {
 		left := n.traces()
+		for _, filter := range filters {
+			left = filter(left)
+		}
 		if len(left) == 0 || ctx.Err() != nil {
 			return left
 		}

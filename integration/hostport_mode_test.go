@@ -151,7 +151,7 @@ func TestNoHostPortsOnThisNode(t *testing.T) {
 			[]string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}},
 	} {
 		t.Run("without "+c.lacks, func(t *testing.T) {
-			n := &testNode{n.Node, t, n.ctx}
+			n := &testNode{Node: n.Node, t: t, ctx: n.ctx}
 			n.ok(n.WriteConf("10-plain.conflist", c.conf))
 			n.ok(n.StartCrinetdBy(n.ctx, c.start, cniFlags...))
 			n.awaitNetwork(client, true)

@@ -65,6 +65,8 @@ type testNode struct {
 	*node.Node
 	t   *testing.T
 	ctx context.Context
+
+	history *recording // nil while none is recorded
 }
 
 // newNode starts a node without daemons. At the end of the test it checks that

@@ -68,6 +68,7 @@ func TestRandomKills(t *testing.T) {
 	t.Parallel()
 	seed, end := soakSeed(t), time.Now().Add(soak(t, 20*time.Second))
 	n, client := newRecordedNode(t)
+	n.recordHistory(client)
 	random := rand.New(rand.NewPCG(seed, 0))
 	victims := [][]string{{"crinetd"}, {"containerd"}, {"crinetd", "containerd"}}
 	kills, pods, rounds := 0, 0, 0
@@ -86,29 +87,59 @@ func TestRandomKills(t *testing.T) {
 			pods += count
 		}
 		n.awaitNetwork(client, true)
+		n.awaitRuntime(client)
 		n.removeAll(client)
-		if left := n.forgottenNamespaces(n.leftovers()); len(left) != 0 {
+		if left := n.leftovers(n.forgotten); len(left) != 0 {
 			t.Fatalf("seed %d, round %d, killing %q: left behind:\n%s", seed, rounds, victim, strings.Join(left, "\n"))
 		}
 	}
+	n.checkHistory()
 	t.Logf("seed %d: %d rounds, %d kills, %d pods came up and were removed", seed, rounds, kills, pods)
 	if kills == 0 || pods == 0 {
 		t.Error("nothing was killed, or no pod ever came up")
 	}
 }
 
-// forgottenNamespaces takes those out of what is left that containerd alone can
-// have left: killed between making a network namespace and storing its path,
-// containerd forgets it (RunPodSandbox in its sandbox_run.go). Such a namespace
-// has never been in a call to crinetd.
-func (n *testNode) forgottenNamespaces(left []string) []string {
+// awaitRuntime waits until crinetd reaches a containerd that was killed: it answers
+// Status from memory, and connects again a moment later.
+func (n *testNode) awaitRuntime(client *node.Client) {
 	n.t.Helper()
-	log, err := n.Log("crinetd")
+	n.eventually("crinetd reaches containerd", func() bool {
+		_, err := client.Runtime.ListPodSandbox(n.ctx, &runtimeapi.ListPodSandboxRequest{})
+		return err == nil
+	})
+}
+
+// forgotten takes those out of what is left that containerd alone can have left.
+// Killed between making a network namespace and storing its path, containerd forgets it
+// (RunPodSandbox in its sandbox_run.go): such a namespace has never been in a call to
+// crinetd. And a RunPodSandbox of containerd that fails forgets the sandbox also when
+// its DEL failed, since crinetd was away: the entry of containerd's own cache stays,
+// while crinetd's sweeper frees the network.
+func (n *testNode) forgotten(left []string) []string {
+	n.t.Helper()
+	crinetd, err := n.Log("crinetd")
+	n.ok(err)
+	containerd, err := n.Log("containerd")
 	n.ok(err)
 	return slices.DeleteFunc(left, func(what string) bool {
-		name, found := strings.CutPrefix(what, "network namespace ")
-		return found && !strings.Contains(log, name)
+		if name, found := strings.CutPrefix(what, "network namespace "); found {
+			return !strings.Contains(crinetd, name)
+		}
+		name, found := strings.CutPrefix(what, "containerd result crinet-")
+		id, _, _ := strings.Cut(name, "-")
+		return found && strings.Contains(containerd, `Failed to destroy network for sandbox \"`+id) && swept(crinetd, id)
 	})
+}
+
+// swept says whether crinetd's log tells that the sweeper took a sandbox's attachment.
+func swept(log, id string) bool {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "belongs to no sandbox") && strings.Contains(line, "sandbox="+id) {
+			return true
+		}
+	}
+	return false
 }
 
 // killUntil kills the victims at random moments and starts them again, until
@@ -127,11 +158,13 @@ func (n *testNode) killUntil(ctx context.Context, random *rand.Rand, victims []s
 		case <-time.After(killPause + time.Duration(random.Int64N(int64(killSpread)))):
 		}
 		for _, victim := range victims {
+			n.history.kills(victim)
 			n.ok(kill[victim]())
 			kills++
 		}
 		for _, victim := range victims {
 			n.ok(start[victim]())
+			n.history.started(victim)
 		}
 	}
 }
@@ -202,8 +235,14 @@ func TestPodsInALoop(t *testing.T) {
 		pods = 110
 	}
 	n, client := newRecordedNode(t)
+	n.recordHistory(client)
 	end := time.Now().Add(soak(t, 20*time.Second))
 	var first, last size
+	defer func() {
+		if t.Failed() {
+			t.Logf("last %+v", last)
+		}
+	}()
 	rounds := 0
 	for ; time.Now().Before(end) || rounds < 2; rounds++ {
 		n.manyPods(client, pods, workers)
@@ -219,6 +258,7 @@ func TestPodsInALoop(t *testing.T) {
 				last.journal <= 2*first.journal && last.rss <= 2*first.rss && last.heap <= first.heap+heapSpread
 		})
 	}
+	n.checkHistory()
 	t.Logf("%d rounds of %d pods with hostPorts; first %+v, last %+v", rounds, pods, first, last)
 }
 

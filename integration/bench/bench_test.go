@@ -80,7 +80,7 @@ func TestPlot(t *testing.T) {
 		}
 	}
 	widths := 0.0
-	decoder := xml.NewDecoder(bytes.NewReader(plot(lines)))
+	decoder := xml.NewDecoder(bytes.NewReader(plotLines(lines)))
 	for {
 		token, err := decoder.Token()
 		if errors.Is(err, io.EOF) {

@@ -83,7 +83,7 @@ func (s *sides) phases(ctx context.Context, o options, t *table) (err error) {
 	if o.plot == "" {
 		return nil
 	}
-	return os.WriteFile(o.plot, plot(all), 0o644)
+	return os.WriteFile(o.plot, plotLines(all), 0o644)
 }
 
 func phaseLines() []*timeline {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+
+	"github.com/crinet-project/crinet/integration/plot"
 )
 
 // The plot's measures, in its own units.
@@ -20,22 +22,15 @@ var plotColors = map[string]string{
 	phaseBefore: "before", phaseProcesses: "processes", phaseADD: "add", phaseAfter: "after",
 }
 
-const plotStyle = `<style>
-text { font: 13px sans-serif; fill: #24292f }
-.small { font-size: 11px; fill: #57606a }
-.axis { stroke: #d0d7de }
-.before { fill: #8c959f } .processes { fill: #cf222e } .add { fill: #1a7f37 } .after { fill: #afb8c1 }
+const plotStyle = "<style>\n" + plot.Style + `.before { fill: #8c959f } .processes { fill: #cf222e } .add { fill: #1a7f37 } .after { fill: #afb8c1 }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 }
-.small { fill: #9198a1 }
-.axis { stroke: #3d444d }
-.before { fill: #6e7681 } .processes { fill: #f85149 } .add { fill: #3fb950 } .after { fill: #484f58 }
+` + plot.DarkStyle + `.before { fill: #6e7681 } .processes { fill: #f85149 } .add { fill: #3fb950 } .after { fill: #484f58 }
 }
 </style>
 `
 
-// plot draws timelines below each other as an SVG image.
-func plot(lines []*timeline) []byte {
+// plotLines draws timelines below each other as an SVG image.
+func plotLines(lines []*timeline) []byte {
 	longest := 0.0
 	for _, l := range lines {
 		longest = math.Max(longest, l.total())
@@ -53,7 +48,7 @@ func plot(lines []*timeline) []byte {
 			plotColors[name], x, x+17, name)
 		x += 38 + 6*len(name)
 	}
-	step := tickStep(longest)
+	step := plot.TickStep(longest)
 	for at := 0.0; at <= longest; at += step {
 		fmt.Fprintf(&b, `<path class="axis" d="M%.1f %d V%d"/><text class="small" x="%.1f" y="%d">%.0f</text>`+"\n",
 			plotLeft+at*unit, plotTop, height-20, plotLeft+at*unit, height-6, at)
@@ -83,13 +78,4 @@ func (l *timeline) total() (sum float64) {
 		sum += median(p.took)
 	}
 	return sum
-}
-
-// tickStep is a round number that divides the axis into five to ten parts.
-func tickStep(longest float64) float64 {
-	step := math.Pow(10, math.Floor(math.Log10(longest)))
-	for longest/step < 5 {
-		step /= 2
-	}
-	return step
 }

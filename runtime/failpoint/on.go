@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/crinet-project/crinet/cni"
@@ -40,7 +41,7 @@ func hit(point string) {
 
 // Journal puts a journal's writes between points. They are named by the state of
 // the record; "steps" is the write that keeps the times of all steps, "delete" a removal.
-func Journal(j engine.Journal) engine.Journal { return points{j} }
+func Journal(j engine.Journal) engine.Journal { return points{newWrongJournal(j)} }
 
 type points struct{ engine.Journal }
 
@@ -61,7 +62,7 @@ func (p points) Delete(key journal.Key) error {
 }
 
 // Runner puts the exec of plugins between points, named by verb and plugin.
-func Runner(r cni.Runner) cni.Runner { return runner{r} }
+func Runner(r cni.Runner) cni.Runner { return runner{wrongRunner{r, mutant()}} }
 
 type runner struct{ next cni.Runner }
 
@@ -80,7 +81,9 @@ func (r runner) Run(ctx context.Context, path string, stdin []byte, env []string
 }
 
 // Builtin puts the runs of built-in plugins between the same points as their exec.
-func Builtin(b cni.BuiltinRunner) cni.BuiltinRunner { return builtins{b} }
+func Builtin(b cni.BuiltinRunner) cni.BuiltinRunner {
+	return builtins{wrongBuiltin{next: b, mutant: mutant(), mu: new(sync.Mutex), first: new([]byte)}}
+}
 
 type builtins struct{ next cni.BuiltinRunner }
 
@@ -97,7 +100,7 @@ func HostPorts(h engine.HostPorts) engine.HostPorts {
 	if h == nil {
 		return nil
 	}
-	return hostPorts{h}
+	return hostPorts{wrongHostPorts{h, mutant()}}
 }
 
 type hostPorts struct{ engine.HostPorts }

@@ -103,11 +103,14 @@ type Multus struct {
 	Thick bool `json:"thick,omitempty"`
 }
 
-// The files of the directory.
+// CallsFile is the record: a line of JSON for each [Call].
+const CallsFile = "calls.jsonl"
+
+// The other files of the directory.
 const (
-	rulesFile = "rules.json"
-	callsFile = "calls.jsonl"
-	lockFile  = "lock"
+	rulesFile  = "rules.json"
+	countsFile = "counts.json"
+	lockFile   = "lock"
 )
 
 // SetRules replaces the script in dir, in one step.
@@ -128,7 +131,7 @@ func SetRules(dir string, rules ...Rule) error {
 
 // Calls returns the calls recorded in dir so far, the earliest first.
 func Calls(dir string) ([]Call, error) {
-	file, err := os.Open(filepath.Join(dir, callsFile))
+	file, err := os.Open(filepath.Join(dir, CallsFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -162,15 +165,8 @@ func Record(dir string, call Call) (rule Rule, err error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return Rule{}, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	earlier, err := Calls(dir)
-	if err != nil {
+	if call.Number, err = number(dir, call.Verb); err != nil {
 		return Rule{}, err
-	}
-	call.Number = 1
-	for _, c := range earlier {
-		if c.Verb == call.Verb {
-			call.Number++
-		}
 	}
 	rules, err := readRules(dir)
 	if err != nil {
@@ -183,6 +179,10 @@ func Record(dir string, call Call) (rule Rule, err error) {
 		}
 	}
 	if rule.Do == Admit {
+		earlier, err := Calls(dir)
+		if err != nil {
+			return Rule{}, err
+		}
 		rule.Do = Succeed
 		for _, c := range slices.Backward(earlier) {
 			if c.Verb == call.Verb && c.Do == Succeed && call.Time.Sub(c.Time) < rule.Delay {
@@ -193,6 +193,29 @@ func Record(dir string, call Call) (rule Rule, err error) {
 	}
 	call.Do = rule.Do
 	return rule, appendCall(dir, call)
+}
+
+// number counts the calls of a verb. The counts have a file of their own, so that a
+// call takes no longer the more there were. The caller holds the lock.
+func number(dir, verb string) (int, error) {
+	path := filepath.Join(dir, countsFile)
+	counts := make(map[string]int)
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &counts)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("count the calls: %w", err)
+	}
+	counts[verb]++
+	if text, err = json.Marshal(counts); err != nil {
+		return 0, err
+	}
+	// In one step: the plugin may be killed here.
+	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+		return 0, err
+	}
+	return counts[verb], os.Rename(path+".new", path)
 }
 
 func readRules(dir string) ([]Rule, error) {
@@ -215,7 +238,7 @@ func appendCall(dir string, call Call) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(filepath.Join(dir, callsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	file, err := os.OpenFile(filepath.Join(dir, CallsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
