@@ -83,6 +83,12 @@ func printStatus(o *options, s admin.Status) error {
 	if s.Watch != nil {
 		w.row("Directories:", watch(s.Watch))
 	}
+	printFiles(w, &s)
+	return w.Flush()
+}
+
+// printFiles prints the tables of networks, of files with problems, and of reloads.
+func printFiles(w *table, s *admin.Status) {
 	if len(s.Networks) > 0 {
 		w.gap()
 		w.row("NETWORK", "FILE", "CNI VERSION", "PLUGINS", "NOTE")
@@ -108,7 +114,6 @@ func printStatus(o *options, s admin.Status) error {
 			w.row(fmt.Sprint(r.Generation), r.Time.Local().Format(time.DateTime), r.Why)
 		}
 	}
-	return w.Flush()
 }
 
 // networkPlugin says how a plugin is run, and why not inside crinetd.
