@@ -37,6 +37,11 @@ const (
 	PartUnknown = "not looked at"
 )
 
+// Parts are all parts that can be amiss.
+func Parts() []string {
+	return []string{PartNetNS, PartInterface, PartAddress, PartRoute, PartHostEnd, PartBridge, PartWay, PartSysctl, PartTable}
+}
+
 // Finding is one thing that was compared.
 type Finding struct {
 	Part string `json:"part"`

@@ -135,6 +135,11 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		busy:        counter("crinet_drift_seconds_total", "Time that was spent looking for drift."),
 		checkErrors: counter("crinet_drift_check_failures_total", "CHECKs that failed, also of networks whose CHECK never passes."),
 	}
+	// So that the first drift is an increase.
+	for _, part := range inspect.Parts() {
+		m.drifts.WithLabelValues(part)
+		m.repairs.WithLabelValues(part)
+	}
 	for _, c := range []prometheus.Collector{m.drifts, m.repairs, m.remade, m.looks, m.busy, m.checkErrors} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("metrics of drift: %w", err)
