@@ -154,12 +154,13 @@ func (t *attempt) failure(err error) error {
 // passes says whether an error of ADD is one that passes.
 func (p *Plugin) passes(err error) bool {
 	var coded *wire.Error
-	if errors.As(err, &coded) && slices.Contains(p.config.Passing, strconv.FormatUint(uint64(coded.Code), 10)) {
-		return true
-	}
-	return slices.ContainsFunc(p.config.Passing, func(text string) bool {
-		_, err2 := strconv.ParseUint(text, 10, 0)
-		return err2 != nil && strings.Contains(err.Error(), text)
+	errors.As(err, &coded)
+	return slices.ContainsFunc(p.config.Passing, func(passing string) bool {
+		code, notCode := strconv.ParseUint(passing, 10, 0)
+		if notCode != nil {
+			return strings.Contains(err.Error(), passing)
+		}
+		return coded != nil && uint64(coded.Code) == code
 	})
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/netnstest"
 )
 
 // netns is a network namespace of a test's own.
@@ -46,26 +48,7 @@ func needRoot(t testing.TB, tools ...string) {
 // newNetNS makes an empty namespace with lo up. It ends with the test.
 func newNetNS(t testing.TB) netns {
 	t.Helper()
-	type result struct {
-		file *os.File
-		err  error
-	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- result{nil, err}
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		made <- result{f, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		t.Fatalf("make a network namespace: %v", r.err)
-	}
-	t.Cleanup(func() { r.file.Close() })
-	ns := netns{r.file}
+	ns := netns{netnstest.New(t)}
 	// Link-local addresses are to be usable at once.
 	ns.sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
 	ns.sysctl(t, "net/ipv6/conf/all/accept_dad", "0")

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/netnstest"
 )
 
 // netns is a network namespace of a test's own.
@@ -20,32 +22,7 @@ func (ns netns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid()
 // newNetNS makes an empty namespace. It ends with the test.
 func newNetNS(t *testing.T) netns {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
-	type result struct {
-		file *os.File
-		err  error
-	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- result{nil, err}
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		made <- result{f, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		t.Fatalf("make a network namespace: %v", r.err)
-	}
-	t.Cleanup(func() { r.file.Close() })
-	return netns{r.file}
+	return netns{netnstest.New(t)}
 }
 
 // do runs f on a thread inside the namespace.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +14,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crinet-project/crinet/integration/node"
+	"github.com/crinet-project/crinet/runtime/upstream"
 )
 
 const (
@@ -114,24 +113,12 @@ func startServer(ctx context.Context, m *mapper) (e *endpoint, stop func(), err 
 
 // netnsOf is the sandbox's network namespace as containerd says.
 func netnsOf(ctx context.Context, m *mapper, id string) (string, error) {
-	resp, err := m.client.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
+	ns, err := upstream.NewSandboxes(m.client.Conn).NetNS(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	var info struct {
-		RuntimeSpec struct {
-			Linux struct {
-				Namespaces []struct{ Type, Path string } `json:"namespaces"`
-			} `json:"linux"`
-		} `json:"runtimeSpec"`
-	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil {
-		return "", fmt.Errorf("decode what containerd says of sandbox %s: %w", id, err)
-	}
-	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
-		if ns.Type == "network" {
-			return path.Join("/run/netns", path.Base(ns.Path)), nil
-		}
+	if ns != "" {
+		return path.Join("/run/netns", path.Base(ns)), nil
 	}
 	return "", fmt.Errorf("containerd names no network namespace of sandbox %s", id)
 }

@@ -2,45 +2,32 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/runtime/upstream"
 )
 
 // Place returns a place in the pod's network namespace; its other namespaces are
 // the node's. It costs less than a container. It is valid until the node's Close,
 // and keeps the pod's network namespace alive.
 func (p *Pod) Place(ctx context.Context) (*Place, error) {
-	resp, err := p.client.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+	path, err := upstream.NewSandboxes(p.client.Conn).NetNS(ctx, p.ID)
 	if err != nil {
-		return nil, fmt.Errorf("status of pod %s: %w", p.name(), err)
+		return nil, err
 	}
-	var info struct {
-		RuntimeSpec struct {
-			Linux struct {
-				Namespaces []struct{ Type, Path string }
-			}
-		}
-	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil {
-		return nil, fmt.Errorf("read the verbose status of pod %s: %w", p.name(), err)
+	if path == "" {
+		return nil, fmt.Errorf("pod %s has no network of its own", p.name())
 	}
 	n := p.client.node
 	place := &Place{name: "pod " + p.name(), pid: n.pid, mnt: n.mnt, path: n.path}
-	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
-		if ns.Type == "network" {
-			err = n.Do(func() (err error) {
-				place.net, err = openNamespace(ns.Path)
-				return err
-			})
-		}
-	}
+	err = n.Do(func() (err error) {
+		place.net, err = openNamespace(path)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open the network of pod %s: %w", p.name(), err)
-	}
-	if place.net == nil {
-		return nil, fmt.Errorf("pod %s has no network of its own", p.name())
 	}
 	n.mu.Lock()
 	n.clients = append(n.clients, place.net)

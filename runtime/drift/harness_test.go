@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +24,7 @@ import (
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/inspect"
+	"github.com/crinet-project/crinet/internal/netnstest"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -61,32 +61,7 @@ func (s sandbox) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(
 
 func newSandbox(t testing.TB) sandbox {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
-	type made struct {
-		file *os.File
-		err  error
-	}
-	done := make(chan made)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		var file *os.File
-		if err == nil {
-			file, err = os.Open("/proc/thread-self/ns/net")
-		}
-		done <- made{file, err}
-	}()
-	got := <-done
-	if got.err != nil {
-		t.Fatalf("make a network namespace: %v", got.err)
-	}
-	t.Cleanup(func() { _ = got.file.Close() }) // it may be closed already
-	return sandbox{got.file}
+	return sandbox{netnstest.New(t)}
 }
 
 // ip runs commands of ip(8), one a line, on the node, or inside a sandbox.
