@@ -72,7 +72,7 @@ SOAK ?= 30m
 
 soak: ## kill daemons at random and run pods in a loop, and report (root); SOAK=2h for as long, SOAK_SEED=N repeats
 	@integration/tools/build node
-	SOAK=$(SOAK) SOAK_REPORT=$(CURDIR)/soak-report $(GO) test -race -timeout 0 -count=1 -v -run 'TestRandomKills|TestPodsInALoop' ./integration
+	SOAK=$(SOAK) SOAK_REPORT=$(CURDIR)/soak-report $(GO) test -race -timeout 0 -parallel 4 -count=1 -v -run 'TestRandomKills|TestPodsInALoop|TestDriftIsNeverToldInVain' ./integration
 
 lint: ## check the format, go vet, golangci-lint
 	@integration/tools/build lint

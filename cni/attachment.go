@@ -3,6 +3,7 @@ package cni
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -41,6 +42,9 @@ type Attachment struct {
 	CacheDir string `json:"cacheDir,omitempty"`
 	// First has its ADD come before others that wait. It is not kept.
 	First bool `json:"-"`
+	// Begun is when ADD began, for TearDownPod, and zero if that is not known. It is not
+	// kept.
+	Begun time.Time `json:"-"`
 	// Note is the caller's: SetUpPod keeps it in libcni's cache, in case the
 	// cache is all that is left, and Cached returns it. It must be JSON. It is
 	// not part of the attachment's own JSON.

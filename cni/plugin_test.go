@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,7 @@ func newBench(t *testing.T, conflist string) *bench {
 		BinDirs: []string{b.path("empty"), b.dir}, CacheDir: b.path("cache"), Timeout: 10 * time.Second,
 		Selected: func() (*config.Network, error) { return b.network, nil },
 		Runner:   pluginexec.New(pluginexec.Config{}),
+		Log:      slog.New(slog.DiscardHandler),
 	})
 	return b
 }

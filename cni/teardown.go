@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
+
+	"github.com/crinet-project/crinet/cni/builtin"
 )
 
 // TearDownPod runs DEL over the attachment's chain in reverse, with the
@@ -24,12 +27,37 @@ func (p *Plugin) TearDownPod(ctx context.Context, a *Attachment) error {
 		for i := len(list.Plugins) - 1; i >= 0; i-- {
 			errs = append(errs, p.call(ctx, "DEL", list, list.Plugins[i], a))
 		}
-		if err := errors.Join(errs...); err != nil {
+		if err := errors.Join(append(errs, p.freeBegun(ctx, a))...); err != nil {
 			return errors.Join(err, released)
 		}
 		// The chain's DEL has released the leases if releaseLeases could not.
 		return p.uncache(ctx, list, a)
 	})
+}
+
+// clockSlack is how much earlier than it is a file system may say that a file was made.
+const clockSlack = time.Second
+
+// freeBegun frees the addresses that host-local had begun to reserve for the attachment,
+// built in or not, when its ADD was cut off: it makes the file of an address first, and
+// then writes into it whose that is. Killed between the two it leaves an empty file, which
+// no DEL finds; so does a loss of power. An ADD that came to its end left none.
+func (p *Plugin) freeBegun(ctx context.Context, a *Attachment) error {
+	if a.Begun.IsZero() || len(a.Result) > 0 && a.NetNS != "" {
+		return nil
+	}
+	configs, err := a.HostLocal()
+	if err != nil {
+		// Not an error of DEL: flanneld's file may be gone for good.
+		p.config.Log.Warn("an address that an ADD had begun to reserve when it was cut off may stay, since it cannot be told where its network keeps addresses",
+			"sandbox", a.ContainerID, "network", a.Network, "err", err)
+		return nil
+	}
+	var errs []error
+	for _, config := range configs {
+		errs = append(errs, builtin.FreeBegun(ctx, config, a.Begun.Add(-clockSlack)))
+	}
+	return errors.Join(errs...)
 }
 
 // Forget removes an attachment from the libcni cache that holds it, without

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -94,6 +95,37 @@ func killedAt(t *testing.T, name, how string, flags ...string) {
 			n.recoverFrom(point, client, flags...)
 		}
 	})
+}
+
+// Killed between making the file of an address and writing into it whose that is,
+// host-local leaves an address that no DEL finds. crinetd frees it with the pod.
+func TestKilledInTheMiddleOfAReservation(t *testing.T) {
+	t.Parallel()
+	n, client := newRecordedNode(t)
+	n.setRules(script.Rule{Verb: "ADD", Do: script.Hang})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.RunPod(n.ctx, n.PodConfig("cut-off"))
+		ended <- err
+	}()
+	n.eventually("the pod's ADD has come to the second plugin", func() bool { return len(n.calls("ADD")) > 0 })
+	n.ok(n.KillCrinetd())
+	if err := <-ended; err == nil {
+		t.Error("the pod came up although crinetd died")
+	}
+	files, err := filepath.Glob(n.Path("/var/lib/cni/networks/recorded/*.*.*.*"))
+	n.ok(err)
+	if len(files) != 1 {
+		t.Fatalf("addresses of the pod: %q, want one", files)
+	}
+	n.ok(os.Truncate(files[0], 0)) // as host-local leaves it
+	n.setRules()
+	n.ok(n.StartCrinetd(n.ctx, cniFlags...))
+	n.awaitNetwork(client, true)
+	n.removeAll(client)
+	if left := n.leftovers(); len(left) != 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
 }
 
 // portPod is a pod with the hostPort 8080.

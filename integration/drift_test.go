@@ -211,9 +211,13 @@ func TestDriftIsMadeAnew(t *testing.T) {
 	n.clean()
 }
 
-// Pods that live are looked at as often as in a day, on networks of all kinds, built in
+// aDayOf says how often a pod is looked at in a day, and how often its CHECK runs, where
+// crinetd is not told otherwise.
+var aDayOf = struct{ looks, checks float64 }{looks: float64(24 * time.Hour / (5 * time.Second)), checks: float64(24 * time.Hour / (10 * time.Minute))}
+
+// Pods that live are looked at more often than usual, on networks of all kinds, built in
 // and executed, while others come and go, the configuration changes, and crinetd starts
-// again: nothing is ever told of them.
+// again: nothing is ever told of them. SOAK says for how long.
 func TestDriftIsNeverToldInVain(t *testing.T) {
 	t.Parallel()
 	for _, builtins := range []string{"auto", "off"} {
@@ -221,21 +225,13 @@ func TestDriftIsNeverToldInVain(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
 			n.ok(n.WriteConf("10-first.conflist", plain("first")))
-			n.ok(n.WriteFile("/run/flannel/subnet.env", "FLANNEL_NETWORK=10.35.0.0/16\nFLANNEL_SUBNET=10.35.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
 			n.ok(n.StartContainerd(n.ctx))
 			flags := append(slices.Clone(cniFlags), "--builtin-plugins="+builtins, "--drift=recreate", "--drift-interval=100ms", "--drift-check-interval=1s")
 			n.ok(n.StartCrinetd(n.ctx, flags...))
 			client := n.client(node.CrinetdSocket)
-			n.awaitNetwork(client, true)
 			var living []*node.Pod
 			for i, c := range otherNetworks {
-				version := "1.0.0"
-				if c.name == "overlay" {
-					version = "0.3.1" // flannel's binary knows no later one
-				}
-				n.ok(n.WriteConf("05-net.conflist", fmt.Sprintf(`{"cniVersion": %q, "name": %q, "plugins": [%s]}`, version, c.name, c.plugins)))
-				n.awaitLive(c.name, c.name, cleanTimeout)
-				n.awaitNetwork(client, true)
+				n.useNetwork(client, c)
 				pod, err := client.RunPod(n.ctx, n.portPodAt("living-"+c.name, 8100+int32(i)))
 				n.ok(err)
 				living = append(living, pod)
@@ -247,20 +243,7 @@ func TestDriftIsNeverToldInVain(t *testing.T) {
 			n.ok(n.StopCrinetd())
 			n.ok(n.StartCrinetd(n.ctx, flags...))
 			n.awaitNetwork(client, true)
-			const looks = 1000 // each second is a minute of a busy machine
-			for i := 0; ; i++ {
-				n.ok(n.runPod(client, fmt.Sprint("guest-", i)).StopAndRemove(n.ctx))
-				seen, err := n.Metric(n.ctx, "crinet_drift_looks_total")
-				n.ok(err)
-				if seen >= looks {
-					break
-				}
-			}
-			log, err := n.Log("crinetd")
-			n.ok(err)
-			if strings.Contains(log, "is not as it was made") {
-				t.Error("drift was told in vain")
-			}
+			n.watchForDrift(client, float64(len(living)))
 			for _, pod := range living {
 				if state := n.sandboxState(client, pod.ID); state != runtimeapi.PodSandboxState_SANDBOX_READY {
 					t.Errorf("sandbox %s is %v", pod.Config.GetMetadata().GetName(), state)
@@ -269,5 +252,27 @@ func TestDriftIsNeverToldInVain(t *testing.T) {
 			}
 			n.clean()
 		})
+	}
+}
+
+// watchForDrift has pods come and go until crinetd has looked often enough at those that
+// stay, so many, and checks that it told of no drift.
+func (n *testNode) watchForDrift(client *node.Client, pods float64) {
+	n.t.Helper()
+	end := time.Now().Add(soak(n.t, 0))
+	var looks, checks float64
+	for i := 0; time.Now().Before(end) || looks < 1000 || checks < 3*pods; i++ {
+		n.ok(n.runPod(client, fmt.Sprint("guest-", i)).StopAndRemove(n.ctx))
+		var err error
+		looks, err = n.Metric(n.ctx, "crinet_drift_looks_total")
+		n.ok(err)
+		checks, err = n.Metric(n.ctx, "crinet_drift_checks_total")
+		n.ok(err)
+	}
+	n.t.Logf("%.0f looks and %.0f CHECKs of %.0f pods: as in %.2f and %.2f days", looks, checks, pods, looks/pods/aDayOf.looks, checks/pods/aDayOf.checks)
+	log, err := n.Log("crinetd")
+	n.ok(err)
+	if strings.Contains(log, "is not as it was made") {
+		n.t.Error("drift was told in vain")
 	}
 }

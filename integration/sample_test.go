@@ -3,6 +3,7 @@ package integration_test
 import (
 	"bufio"
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,7 +85,23 @@ func (n *testNode) sample(ctx context.Context) map[string]float64 {
 			sample[history.SampleConntrack] = v
 		}
 	}
+	sample[history.SampleState] = float64(n.stateBytes()) / (1 << 10)
 	return sample
+}
+
+// stateBytes is the size of all files in crinetd's state dir, but of those that go while
+// it looks.
+func (n *testNode) stateBytes() (sum int64) {
+	_ = filepath.WalkDir(n.Path("/var/lib/crinet"), func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return nil
+		}
+		if info, err := entry.Info(); err == nil {
+			sum += info.Size()
+		}
+		return nil
+	})
+	return sum
 }
 
 // reportSoak writes NAME.md and NAME.svg to the folder of reports, if there is one.

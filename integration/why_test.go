@@ -318,8 +318,11 @@ func TestWhyKeepsNoSecrets(t *testing.T) {
 	n.clean()
 }
 
+// otherNetwork is the name of a network and the plugins of its list.
+type otherNetwork struct{ name, plugins string }
+
 // otherNetworks are networks as the reference plugins make them.
-var otherNetworks = []struct{ name, plugins string }{
+var otherNetworks = []otherNetwork{
 	{"dual", `{"type": "bridge", "bridge": "dual0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
 		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.31.0.0/16"}], [{"subnet": "fd00:31::/64"}]]}}, {"type": "portmap", "capabilities": {"portMappings": true}}`},
 	{"six", `{"type": "bridge", "bridge": "six0", "isDefaultGateway": true, "ipam": {"type": "host-local", "subnet": "fd00:32::/64"}}`},
@@ -332,6 +335,19 @@ var otherNetworks = []struct{ name, plugins string }{
 		{"type": "tuning", "mtu": 1400, "mac": "c2:b0:57:49:47:f1"}`},
 }
 
+// useNetwork makes one of otherNetworks the node's network.
+func (n *testNode) useNetwork(client *node.Client, c otherNetwork) {
+	n.t.Helper()
+	version := "1.0.0"
+	if c.name == "overlay" {
+		version = "0.3.1" // flannel's binary knows no later one
+		n.ok(n.WriteFile("/run/flannel/subnet.env", "FLANNEL_NETWORK=10.35.0.0/16\nFLANNEL_SUBNET=10.35.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
+	}
+	n.ok(n.WriteConf("05-net.conflist", fmt.Sprintf(`{"cniVersion": %q, "name": %q, "plugins": [%s]}`, version, c.name, c.plugins)))
+	n.awaitLive(c.name, c.name, cleanTimeout)
+	n.awaitNetwork(client, true)
+}
+
 // Of networks that are as their plugins left them nothing is missed, whether they run
 // inside crinetd or are executed.
 func TestWhyMissesNothingOfOtherNetworks(t *testing.T) {
@@ -341,7 +357,6 @@ func TestWhyMissesNothingOfOtherNetworks(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
 			n.ok(n.WriteConf("10-first.conflist", plain("first")))
-			n.ok(n.WriteFile("/run/flannel/subnet.env", "FLANNEL_NETWORK=10.35.0.0/16\nFLANNEL_SUBNET=10.35.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
 			n.ok(n.StartContainerd(n.ctx))
 			flags := cniFlags
 			if builtins == "off" {
@@ -350,13 +365,7 @@ func TestWhyMissesNothingOfOtherNetworks(t *testing.T) {
 			n.ok(n.StartCrinetd(n.ctx, flags...))
 			client := n.client(node.CrinetdSocket)
 			for _, c := range otherNetworks {
-				version := "1.0.0"
-				if c.name == "overlay" {
-					version = "0.3.1" // flannel's binary knows no later one
-				}
-				n.ok(n.WriteConf("05-net.conflist", fmt.Sprintf(`{"cniVersion": %q, "name": %q, "plugins": [%s]}`, version, c.name, c.plugins)))
-				n.awaitLive(c.name, c.name, cleanTimeout)
-				n.awaitNetwork(client, true)
+				n.useNetwork(client, c)
 				pod := n.runPod(client, "on-"+c.name)
 				n.why("on-"+c.name, 0, "its network stands", "Network "+c.name)
 				n.ok(pod.StopAndRemove(n.ctx))

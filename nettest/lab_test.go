@@ -6,11 +6,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/crinet-project/crinet/internal/netnstest"
 )
 
 // lab is a node in namespaces of a test's own: a bridge br0 with two pods, an uplink
@@ -30,27 +29,7 @@ const (
 // newSpace makes a namespace that ends with the test.
 func newSpace(t *testing.T) *Space {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
-	made := make(chan *os.File)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- nil
-			return
-		}
-		file, _ := os.Open("/proc/thread-self/ns/net") // nil if it fails
-		made <- file
-	}()
-	file := <-made
-	if file == nil {
-		t.Fatal("no network namespace")
-	}
-	s := NewSpace(file)
+	s := NewSpace(netnstest.New(t))
 	t.Cleanup(func() { _ = s.Close() }) // the namespace goes with its last user
 	return s
 }

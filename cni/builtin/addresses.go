@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/disk"
@@ -143,6 +144,35 @@ func (a *addresses) GetByID(containerID, ifName string) (all []net.IP) {
 		}
 	}
 	return all
+}
+
+// FreeBegun removes the files of addresses that host-local has made since a time and not
+// written to: it was killed in between, or the power failed. config is that of the plugin
+// that delegates to it. Nobody is between the two while the store is locked. Empty files
+// that are older stay: somebody may keep an address for himself by one.
+func FreeBegun(ctx context.Context, config []byte, since time.Time) error {
+	a, err := openAddresses(ctx, &Call{Config: config})
+	if err != nil {
+		return fmt.Errorf("free what host-local had begun to reserve: %w", err)
+	}
+	defer a.close()
+	entries, err := os.ReadDir(a.dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if !entry.Type().IsRegular() || net.ParseIP(entry.Name()) == nil {
+			continue
+		}
+		info, err := entry.Info()
+		if err != nil || info.Size() > 0 || info.ModTime().Before(since) {
+			continue // an error: it was freed meanwhile
+		}
+		if err := os.Remove(filepath.Join(a.dir, entry.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("free an address that host-local had begun to reserve: %w", err)
+		}
+	}
+	return nil
 }
 
 // release frees all addresses of a sandbox's interface.

@@ -115,15 +115,18 @@ func (s *sandbox) checkInterface(c *Call, result *current.Result) (netlink.Link,
 	return nil, fmt.Errorf("prevResult has no interface %s in %s", c.IfName, c.NetNS)
 }
 
-// checkHost checks the bridge and the port that the sandbox's interface is behind.
+// checkHost checks the bridge and the port that the sandbox's interface is behind. Two
+// things that the reference plugin takes for faults are none: somebody listens on the
+// bridge, which makes it promiscuous, and a bridge that was made without a MAC address
+// of its own took that of another port.
 func (conf *bridgeConf) checkHost(host *netlink.Handle, box *sandbox, link netlink.Link, result *current.Result) error {
 	bridge, err := bridgeByName(host, conf.Bridge)
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
 	attrs := bridge.Attrs()
-	if promiscuous := attrs.Promisc != 0; promiscuous != conf.PromiscMode {
-		return fmt.Errorf("bridge %s: promiscuous mode is %t, not %t", conf.Bridge, promiscuous, conf.PromiscMode)
+	if conf.PromiscMode && attrs.Promisc == 0 {
+		return fmt.Errorf("bridge %s is not promiscuous, as the configuration wants it", conf.Bridge)
 	}
 	port := box.peerOf(host, link)
 	if port == nil || port.Attrs().MasterIndex != attrs.Index {
@@ -135,7 +138,7 @@ func (conf *bridgeConf) checkHost(host *netlink.Handle, box *sandbox, link netli
 			if said.Name != is.Name || said.Sandbox != "" {
 				continue
 			}
-			if mac := is.HardwareAddr.String(); said.Mac != "" && said.Mac != mac {
+			if mac := is.HardwareAddr.String(); is != attrs && said.Mac != "" && said.Mac != mac {
 				return fmt.Errorf("%s has the MAC address %s, not %s", is.Name, mac, said.Mac)
 			}
 			hasBridge, hasPort = hasBridge || is == attrs, hasPort || is != attrs

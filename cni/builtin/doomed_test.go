@@ -371,3 +371,39 @@ func TestFirstPodsAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// CHECK takes neither a bridge on which somebody listens for a fault, nor one whose MAC
+// address the kernel chooses from its ports; one that is not promiscuous, and is to be, is.
+func TestCheckOfABridgeOfOthers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, needReference(t))
+	conf := plainConf("bridge")
+	conf["isGateway"] = false // who adds the gateway's address fixes the MAC address
+	check := func(result json.RawMessage) error {
+		_, err := w.call(invocation{verb: "CHECK", id: "one", netns: w.pod.path(), conf: conf, prev: result, builtin: true})
+		return err
+	}
+	w.host.run(t, "ip", "link", "add", "cni0", "type", "bridge")
+	result, err := w.call(invocation{verb: "ADD", id: "one", netns: w.pod.path(), conf: conf, builtin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.host.run(t, "ip", "-o", "link", "show", "cni0")
+	w.host.run(t, "ip", "link", "add", "low", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "far")
+	w.host.run(t, "ip", "link", "set", "low", "master", "cni0")
+	if after := w.host.run(t, "ip", "-o", "link", "show", "cni0"); !strings.Contains(after, "ether 02:00:00:00:00:01") {
+		t.Fatalf("the bridge keeps its address: before %s, now %s", before, after)
+	}
+	if err := check(result); err != nil {
+		t.Errorf("the bridge has the address of another port: %v", err)
+	}
+	w.host.run(t, "ip", "link", "set", "cni0", "promisc", "on")
+	if err := check(result); err != nil {
+		t.Errorf("somebody listens on the bridge: %v", err)
+	}
+	w.host.run(t, "ip", "link", "set", "cni0", "promisc", "off")
+	conf["promiscMode"] = true
+	if err := check(result); err == nil || !strings.Contains(err.Error(), "not promiscuous") {
+		t.Errorf("a bridge that is not promiscuous, and is to be: %v", err)
+	}
+}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni/builtin"
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/netnstest"
 )
 
 // netns is a network namespace of a test's own.
@@ -58,20 +59,7 @@ func needReference(t testing.TB) string {
 // newNetNS makes an empty namespace with lo up. It ends with the test.
 func newNetNS(t testing.TB) netns {
 	t.Helper()
-	var ns netns
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			ns.file, err = os.Open("/proc/thread-self/ns/net")
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { ns.file.Close() })
+	ns := netns{netnstest.New(t)}
 	if err := ns.do(func() error {
 		return netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}) // lo
 	}); err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -14,30 +13,23 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/netnstest"
 )
 
 // inNetNS runs f on a thread in a network namespace of its own, whose descriptor it
 // is given. Without root the test is skipped, or fails where everything must run.
 func inNetNS(t *testing.T, f func(netns int) error) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") == "1" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
+	file := netnstest.New(t)
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- err
 			return
 		}
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		if err == nil {
-			err = errors.Join(f(int(ns.Fd())), ns.Close())
-		}
-		done <- err
+		done <- f(int(file.Fd()))
 	}()
 	if err := <-done; err != nil {
 		t.Fatal(err)

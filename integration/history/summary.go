@@ -19,11 +19,12 @@ const (
 	SampleNetNS      = "network namespaces"
 	SampleElements   = "lines of the nftables table"
 	SampleConntrack  = "conntrack entries"
+	SampleState      = "files in the state dir, KB"
 )
 
 // SampleNames are all of them, in the order of a report.
 func SampleNames() []string {
-	return []string{SampleRSS, SampleHeap, SampleGoroutines, SampleFDs, SampleLinks, SampleNetNS, SampleElements, SampleConntrack}
+	return []string{SampleRSS, SampleHeap, SampleGoroutines, SampleFDs, SampleLinks, SampleNetNS, SampleElements, SampleConntrack, SampleState}
 }
 
 // Summary is what a history says of a soak.
@@ -198,6 +199,7 @@ func (s *Summary) SVG(title string) []byte {
 		{Title: "crinetd's memory", Series: series(SampleRSS, SampleHeap)},
 		{Title: "crinetd", Series: series(SampleGoroutines, SampleFDs)},
 		{Title: "Kernel", Series: series(SampleLinks, SampleNetNS, SampleElements, SampleConntrack)},
+		{Title: "Disk", Series: series(SampleState)},
 	})
 }
 

@@ -97,7 +97,8 @@ func (n *Node) sandboxes(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// reservedAddresses lists the files that host-local names after addresses.
+// reservedAddresses lists the files that host-local names after addresses, with whose
+// they are.
 func (n *Node) reservedAddresses() ([]string, error) {
 	networks, err := fileNames(n.Path(hostLocalDir))
 	if err != nil {
@@ -111,7 +112,9 @@ func (n *Node) reservedAddresses() ([]string, error) {
 		}
 		for _, file := range files {
 			if _, err := netip.ParseAddr(file); err == nil {
-				addrs = append(addrs, file+" of "+network)
+				text, _ := os.ReadFile(filepath.Join(n.Path(hostLocalDir), network, file)) // freed meanwhile
+				holder, _, _ := strings.Cut(string(text), "\n")
+				addrs = append(addrs, fmt.Sprintf("%s of %s, held by %q", file, network, strings.TrimSpace(holder)))
 			}
 		}
 	}

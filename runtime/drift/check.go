@@ -72,6 +72,9 @@ func (w *Watcher) runChecks(ctx context.Context) {
 // take takes what a CHECK said.
 func (w *Watcher) take(a answer) {
 	w.checking = false
+	if a.held {
+		w.Metrics.checks.Inc()
+	}
 	p := w.pods[a.key]
 	if p == nil {
 		return

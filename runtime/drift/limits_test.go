@@ -193,6 +193,7 @@ func TestChecksRun(t *testing.T) {
 	if all := b.Drifted(); len(all) > 0 {
 		t.Errorf("drifted: %v", all)
 	}
+	b.await("CHECKs are counted", func() bool { return b.metric("crinet_drift_checks_total") > 3 })
 	wrong.Store(true)
 	b.await("what CHECK says", func() bool { return slices.Contains(b.named(other), PartCheck) })
 	wrong.Store(false)

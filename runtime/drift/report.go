@@ -117,9 +117,9 @@ func (w *Watcher) Drifted() []Drift {
 
 // Metrics are those of drift.
 type Metrics struct {
-	drifts, repairs   *prometheus.CounterVec
-	remade, looks     prometheus.Counter
-	busy, checkErrors prometheus.Counter
+	drifts, repairs     *prometheus.CounterVec
+	remade, looks, busy prometheus.Counter
+	checks, checkErrors prometheus.Counter
 }
 
 // NewMetrics registers the metrics.
@@ -133,6 +133,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		remade:      counter("crinet_drift_recreations_total", "Sandboxes that the kubelet was asked to make anew, since their network had drifted."),
 		looks:       counter("crinet_drift_looks_total", "Comparisons of a pod's network with the kernel."),
 		busy:        counter("crinet_drift_seconds_total", "Time that was spent looking for drift."),
+		checks:      counter("crinet_drift_checks_total", "CHECKs that ran for pods that stand."),
 		checkErrors: counter("crinet_drift_check_failures_total", "CHECKs that failed, also of networks whose CHECK never passes."),
 	}
 	// So that the first drift is an increase.
@@ -140,7 +141,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		m.drifts.WithLabelValues(part)
 		m.repairs.WithLabelValues(part)
 	}
-	for _, c := range []prometheus.Collector{m.drifts, m.repairs, m.remade, m.looks, m.busy, m.checkErrors} {
+	for _, c := range []prometheus.Collector{m.drifts, m.repairs, m.remade, m.looks, m.busy, m.checks, m.checkErrors} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("metrics of drift: %w", err)
 		}

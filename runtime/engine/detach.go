@@ -102,6 +102,7 @@ func (e *Engine) tearDown(ctx context.Context, r *journal.Record) error {
 	}
 	defer leave()
 	a := r.Attachment
+	a.Begun = r.Created
 	if r.BootID != e.bootID || !isNetNS(a.NetNS) {
 		a.NetNS = "" // CNI spec, section DEL: the namespace is gone
 	}
