@@ -52,6 +52,7 @@ func TestDelUsesWhatAddUsed(t *testing.T) {
 	if _, err := n.Attach(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
+	added := n.record(t, "a").Created
 	del := call("a")
 	del.NetNS, del.Args = "", nil
 	if err := n.Detach(t.Context(), del); err != nil {
@@ -67,6 +68,9 @@ func TestDelUsesWhatAddUsed(t *testing.T) {
 	}
 	if diff := cmp.Diff([]cni.Attachment{want}, n.plugin.seen); diff != "" {
 		t.Errorf("attachment at DEL (-want +got):\n%s", diff)
+	}
+	if !n.plugin.begun.Equal(added) {
+		t.Errorf("DEL is told that ADD began at %v, want %v", n.plugin.begun, added)
 	}
 }
 

@@ -26,7 +26,8 @@ type fakePlugin struct {
 
 	mu      sync.Mutex
 	calls   []string
-	seen    []cni.Attachment                             // by TearDownPod
+	seen    []cni.Attachment                             // by TearDownPod, without Begun
+	begun   time.Time                                    // that of the last
 	setUp   func(context.Context, *cni.Attachment) error // nil succeeds
 	tear    func(context.Context, *cni.Attachment) error // nil succeeds
 	check   func(context.Context, *cni.Attachment) error // nil succeeds
@@ -53,7 +54,9 @@ func (p *fakePlugin) SetUpPod(ctx context.Context, a *cni.Attachment) (json.RawM
 
 func (p *fakePlugin) TearDownPod(ctx context.Context, a *cni.Attachment) error {
 	p.mu.Lock()
-	p.seen = append(p.seen, *a)
+	seen := *a
+	p.begun, seen.Begun = a.Begun, time.Time{}
+	p.seen = append(p.seen, seen)
 	p.mu.Unlock()
 	return p.call(ctx, "DEL", a, p.tear)
 }
