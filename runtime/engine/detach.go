@@ -53,6 +53,7 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	log := e.log.With("pod", r.Pod, "sandbox", r.Attachment.ContainerID, "network", r.Attachment.Network, "netns", r.Attachment.NetNS)
 	ctx, recorded := e.record(ctx, "DEL", r)
 	start := e.now()
+	e.detaching(r, log)
 	err := e.tearDown(ctx, r)
 	recorded(r, r.Steps, err)
 	if !r.Trial {
@@ -83,6 +84,20 @@ func (e *Engine) detach(ctx context.Context, r *journal.Record) error {
 	}
 	log.Log(ctx, level, "pod's network removed", "tries", r.Tries+1, "took", e.now().Sub(start))
 	return nil
+}
+
+// detaching journals that the removal of an attachment has begun. A crinetd that is
+// killed in the middle of it would otherwise take the attachment for one that stands
+// when it starts again, and map its hostPorts to an address that is free already. It
+// does not wait for the disk: after a loss of power all attachments are undone.
+func (e *Engine) detaching(r *journal.Record, log *slog.Logger) {
+	if !e.Stands(r) {
+		return
+	}
+	r.State = journal.Detaching
+	if err := e.journal.Put(r); err != nil {
+		log.Warn("the journal does not record that the removal of the pod's network has begun; it goes on", "err", err)
+	}
 }
 
 // tearDown takes the hostPorts away and then calls the plugin that made the

@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"context"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -55,10 +57,37 @@ func TestPodWaitsForTheDiskOnce(t *testing.T) {
 	if err := n.Detach(t.Context(), call("a")); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"put durably attaching", "ADD a", "put attached", "put attached", "DEL a", "delete"}
+	want := []string{"put durably attaching", "ADD a", "put attached", "put attached", "put detaching", "DEL a", "delete"}
 	if diff := cmp.Diff(want, plugin.log()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+}
+
+// A crinetd that is killed while it removes a pod's network undoes it when it starts
+// again, and does not take it for one that stands: its address may be free already.
+func TestRemovalThatWasCutOff(t *testing.T) {
+	n := newNode(t)
+	n.mustAdd(t, "a")
+	var during *journal.Record
+	n.plugin.tear = func(context.Context, *cni.Attachment) (err error) {
+		during, err = n.journal.Journal.Get(call("a").Key()) // what a kill leaves
+		return err
+	}
+	if err := n.Detach(t.Context(), call("a")); err != nil {
+		t.Fatal(err)
+	}
+	if during == nil || during.State != journal.Detaching || n.Stands(during) {
+		t.Fatalf("while DEL runs the journal has %+v", during)
+	}
+	if err := n.journal.Put(during); err != nil {
+		t.Fatal(err)
+	}
+	after := nodeOver(t, &fakePlugin{name: "cni"}, n.journal)
+	after.sandboxes.ids["a"] = true
+	if err := after.Recover(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is undone", func() bool { return after.record(t, "a") == nil })
 }
 
 // After a loss of power, records are as they were before ADD, or are there again after

@@ -42,6 +42,9 @@ func newWrongJournal(j engine.Journal) wrongJournal {
 }
 
 func (w wrongJournal) Put(r *journal.Record) error {
+	if w.mutant == RecordFirst && r.State == journal.Detaching {
+		return nil // DEL begins, and the record is gone
+	}
 	if w.mutant != LostWrite || r.State != journal.Attached {
 		return w.Journal.Put(w.kept(r))
 	}

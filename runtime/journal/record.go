@@ -22,8 +22,8 @@ const (
 	Attaching State = "attaching"
 	// Attached is an attachment whose ADD succeeded.
 	Attached State = "attached"
-	// Detaching is an attachment that must be undone: its ADD failed or was cut
-	// off, or its sandbox is gone.
+	// Detaching is an attachment whose DEL has begun, or that must be undone: its ADD
+	// failed or was cut off, or its sandbox is gone.
 	Detaching State = "detaching"
 )
 
