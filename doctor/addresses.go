@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/kubelet"
 )
 
 const addressConcern = "addresses"
@@ -323,7 +325,7 @@ func overlapService(ctx context.Context, n *Node) Result {
 		}
 	}
 	inDNS := false
-	for _, l := range n.grep([]string{defaultKubeletConfig}, func(string) bool { return true }) {
+	for _, l := range n.grep([]string{kubelet.DefaultConfig}, func(string) bool { return true }) {
 		m := dnsAddress.FindStringSubmatch(l.Text)
 		if m == nil {
 			inDNS = l.Text == "clusterDNS:"

@@ -5,26 +5,14 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/crinet-project/crinet/internal/kubelet"
 )
 
 // KubeletConcern is the concern of the kubelet checks.
 const KubeletConcern = "kubelet"
-
-// Where kubelets keep their settings (kubeadm and the packages).
-const (
-	kubeadmFlags         = "/var/lib/kubelet/kubeadm-flags.env"
-	defaultKubeletConfig = "/var/lib/kubelet/config.yaml"
-)
-
-var (
-	endpointFlag   = regexp.MustCompile(`container-runtime-endpoint[= ]"?([^\s"']+)`)
-	endpointKey    = regexp.MustCompile(`^containerRuntimeEndpoint:\s*["']?([^\s"'#]+)`)
-	kubeletConfig  = regexp.MustCompile(`--config[= ]"?([^\s"']+)`)
-	kubeletDropIns = regexp.MustCompile(`--config-dir[= ]"?([^\s"']+)`)
-)
 
 // removedFlags are the kubelet's flags of dockershim's time: a kubelet from 1.24 on (or
 // 1.27, for the runtime) ends itself when it is given one.
@@ -46,17 +34,12 @@ func kubeletChecks() []Check {
 
 // kubeletFiles are the files with the kubelet's flags, the one that counts most last.
 func (n *Node) kubeletFiles() []string {
-	var files []string
-	for _, dir := range slices.Backward(unitDirs()) {
-		files = append(files, n.glob(dir+"/kubelet.service")...)
-		files = append(files, n.glob(dir+"/kubelet.service.d/*.conf")...)
-	}
-	files = append(files, "/etc/default/kubelet", "/etc/sysconfig/kubelet", kubeadmFlags)
+	files := kubelet.FlagFiles(n.glob)
 	for _, name := range []string{"k3s", "rke2"} {
 		files = append(files, n.glob("/etc/rancher/"+name+"/config.yaml")...)
 		files = append(files, n.glob("/etc/rancher/"+name+"/config.yaml.d/*.yaml")...)
 	}
-	return slices.DeleteFunc(files, func(name string) bool { return !n.exists(name) })
+	return files
 }
 
 // setting is a value and the place that has set it.
@@ -65,33 +48,32 @@ type setting struct{ value, place string }
 // endpoint finds the socket that the kubelet uses. A flag beats a drop-in of the
 // configuration, and that the configuration.
 func (n *Node) endpoint() (setting, bool) {
-	config, dropIns := defaultKubeletConfig, ""
-	var byFlag *setting
 	files := n.kubeletFiles()
+	var byFlag *setting
+	var flags []string
 	for _, l := range n.grep(files, func(string) bool { return true }) {
-		if m := kubeletConfig.FindStringSubmatch(l.Text); m != nil {
-			config = m[1]
-		}
-		if m := kubeletDropIns.FindStringSubmatch(l.Text); m != nil {
-			dropIns = m[1]
-		}
-		if m := endpointFlag.FindStringSubmatch(l.Text); m != nil {
-			byFlag = &setting{m[1], l.String()}
+		flags = append(flags, l.Text)
+		if m := kubelet.EndpointFlag.FindStringSubmatch(l.Text); m != nil {
+			byFlag = &setting{m[3], l.String()}
 		}
 	}
 	if byFlag != nil {
 		return *byFlag, true
 	}
+	config, dropIns := kubelet.Config(flags...)
 	configs := []string{config}
 	if dropIns != "" {
 		configs = append(configs, n.glob(dropIns+"/*.conf")...)
 	}
-	found := n.grep(configs, endpointKey.MatchString)
+	found := n.grep(configs, func(line string) bool {
+		m := kubelet.EndpointKey.FindStringSubmatch(line)
+		return m != nil && m[1] != ""
+	})
 	if len(found) == 0 {
 		return setting{"", config}, len(files) > 0 || n.exists(config)
 	}
 	last := found[len(found)-1]
-	return setting{endpointKey.FindStringSubmatch(last.Text)[1], last.String()}, true
+	return setting{kubelet.EndpointKey.FindStringSubmatch(last.Text)[1], last.String()}, true
 }
 
 func kubeletEndpoint(_ context.Context, n *Node) Result {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/crinet-project/crinet/config"
+	"github.com/crinet-project/crinet/internal/kubelet"
 )
 
 // Where crinetd's flags are kept on a node with systemd.
@@ -14,11 +15,6 @@ const (
 	flagsFile = "/etc/default/crinetd"
 	unitName  = "crinetd.service"
 )
-
-// unitDirs are where systemd looks for units, the first one wins.
-func unitDirs() []string {
-	return []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
-}
 
 // flagsLine is the setting of the flags, in the file and in the unit.
 var flagsLine = regexp.MustCompile(`^(?:Environment=)?"?CRINETD_FLAGS=(.*)$`)
@@ -54,7 +50,7 @@ func (n *Node) findFlags() (flags []string, from string) {
 		}
 	}
 	files := []string{flagsFile}
-	for _, dir := range unitDirs() {
+	for _, dir := range kubelet.UnitDirs() {
 		files = append(files, dir+"/"+unitName)
 	}
 	for _, l := range n.grep(files, flagsLine.MatchString) {
@@ -66,7 +62,7 @@ func (n *Node) findFlags() (flags []string, from string) {
 
 // unit returns the path of crinetd's unit; empty if there is none.
 func (n *Node) unit(name string) string {
-	for _, dir := range unitDirs() {
+	for _, dir := range kubelet.UnitDirs() {
 		if n.exists(dir + "/" + name) {
 			return dir + "/" + name
 		}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/crinet-project/crinet/internal/kubelet"
 )
 
 // wants says which files of a tree have what in them afterwards.
@@ -241,8 +243,8 @@ func TestRefusals(t *testing.T) {
 		"disables CRI":              {containerdConfig, "version = 2\ndisabled_plugins = [\"cri\"]\n"},
 		"containerd config migrate": {containerdConfig, "[plugins.cri]\n"},
 		"write it as a section":     {containerdConfig, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\ncni = {conf_dir = \"/x\"}\n"},
-		"CRI-O":                     {kubeadmFlags, "KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=unix:///var/run/crio/crio.sock\n"},
-		"no unix socket":            {kubeadmFlags, "KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=tcp://1.2.3.4:5\n"},
+		"CRI-O":                     {kubelet.KubeadmFlags, "KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=unix:///var/run/crio/crio.sock\n"},
+		"no unix socket":            {kubelet.KubeadmFlags, "KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=tcp://1.2.3.4:5\n"},
 		"endpoint of its own":       {"/etc/rancher/k3s/config.yaml", "container-runtime-endpoint: /run/containerd/containerd.sock\n"},
 	} {
 		files := maps.Clone(kubeadm)
@@ -274,7 +276,7 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"containerd", kubeadmFlags, flagsFile, "Restart kubelet.service", "Restart containerd.service; its pods live on"} {
+	for _, want := range []string{"containerd", kubelet.KubeadmFlags, flagsFile, "Restart kubelet.service", "Restart containerd.service; its pods live on"} {
 		if !strings.Contains(plan.String(), want) {
 			t.Errorf("the plan has no %q:\n%s", want, plan)
 		}

@@ -6,57 +6,31 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/crinet-project/crinet/internal/kubelet"
 )
-
-// kubeadmFlags is where kubeadm keeps the kubelet's flags.
-const kubeadmFlags = "/var/lib/kubelet/kubeadm-flags.env"
-
-// defaultKubeletConfig is kubeadm's.
-const defaultKubeletConfig = "/var/lib/kubelet/config.yaml"
-
-var (
-	endpointFlag = regexp.MustCompile(`(--container-runtime-endpoint[= ])("?)([^\s"']+)`)
-	endpointKey  = regexp.MustCompile(`(?m)^containerRuntimeEndpoint:[ \t]*["']?([^\s"'#]*)["']?.*$`)
-	configFlag   = regexp.MustCompile(`--config[= ]"?([^\s"']+)`)
-	dropInFlag   = regexp.MustCompile(`--config-dir[= ]"?([^\s"']+)`)
-)
-
-// flagFiles are the files that kubelets get flags from: kubeadm's, those of the
-// packages, and the units.
-func (p *planner) flagFiles() []string {
-	files := []string{kubeadmFlags, "/etc/default/kubelet", "/etc/sysconfig/kubelet"}
-	for _, dir := range []string{"/usr/lib/systemd/system", "/lib/systemd/system", "/etc/systemd/system"} {
-		files = append(files, dir+"/kubelet.service")
-		files = append(files, p.root.glob(dir+"/kubelet.service.d/*.conf")...)
-	}
-	return slices.DeleteFunc(files, func(name string) bool { return !p.root.exists(name) })
-}
 
 // planKubelet points the kubelet at crinetd. A flag beats the configuration file, and
 // a file of the drop-in folder beats that.
 func (p *planner) planKubelet() error {
-	files := p.flagFiles()
-	configName, dropIns, byFlag := defaultKubeletConfig, "", false
+	files, byFlag := kubelet.FlagFiles(p.root.glob), false
+	var flags []string
 	for _, name := range files {
 		f, err := p.original(name)
 		if err != nil {
 			return err
 		}
-		if m := configFlag.FindSubmatch(f.Text); m != nil {
-			configName = string(m[1])
-		}
-		if m := dropInFlag.FindSubmatch(f.Text); m != nil {
-			dropIns = string(m[1])
-		}
-		if m := endpointFlag.FindSubmatch(f.Text); m != nil {
+		flags = append(flags, string(f.Text))
+		if m := kubelet.EndpointFlag.FindSubmatch(f.Text); m != nil {
 			byFlag = true
 			if err := p.upstream(string(m[3]), name); err != nil {
 				return err
 			}
-			f.Text = endpointFlag.ReplaceAll(f.Text, []byte("${1}${2}"+criEndpoint))
+			f.Text = kubelet.EndpointFlag.ReplaceAll(f.Text, []byte("${1}${2}"+criEndpoint))
 			p.add(name, f, "the kubelet's flag names crinetd")
 		}
 	}
+	configName, dropIns := kubelet.Config(flags...)
 	config, err := p.original(configName)
 	if err != nil {
 		return err
@@ -69,7 +43,7 @@ func (p *planner) planKubelet() error {
 	if byFlag {
 		return nil
 	}
-	if m := endpointKey.FindSubmatch(config.Text); m != nil && len(m[1]) > 0 {
+	if m := kubelet.EndpointKey.FindSubmatch(config.Text); m != nil && len(m[1]) > 0 {
 		if err := p.upstream(string(m[1]), configName); err != nil {
 			return err
 		}
@@ -91,7 +65,7 @@ func (p *planner) kubeletDropIn(dir string) error {
 		if err != nil {
 			return err
 		}
-		if m := endpointKey.FindSubmatch(f.Text); m != nil && len(m[1]) > 0 && f.Exists {
+		if m := kubelet.EndpointKey.FindSubmatch(f.Text); m != nil && len(m[1]) > 0 && f.Exists {
 			if err := p.upstream(string(m[1]), name); err != nil {
 				return err
 			}
@@ -105,8 +79,8 @@ func (p *planner) kubeletDropIn(dir string) error {
 // setEndpoint sets the endpoint in a kubelet's configuration file.
 func setEndpoint(config file) file {
 	line := []byte("containerRuntimeEndpoint: " + criEndpoint)
-	if endpointKey.Match(config.Text) {
-		config.Text = endpointKey.ReplaceAllLiteral(config.Text, line)
+	if kubelet.EndpointKey.Match(config.Text) {
+		config.Text = kubelet.EndpointKey.ReplaceAllLiteral(config.Text, line)
 		return config
 	}
 	changed := bytes.Clone(config.Text)
