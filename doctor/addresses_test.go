@@ -103,6 +103,7 @@ func TestHostLocalChecks(t *testing.T) {
 		{name: "held", check: "host-local-leaks", files: tiny(full[:4]...), runtime: held, want: OK, found: "2 addresses held"},
 		{name: "new", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "ccc"), runtime: held, want: OK},
 		{name: "leaked", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "old ccc\r\neth0", dir+"10.10.0.3", "old bbb"), runtime: held, want: Outcome(Warning), found: "1 address of mynet", mend: "rm " + dir + "10.10.0.2"},
+		{name: "empty file", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", oldAndEmpty), runtime: held, want: Outcome(Warning), found: "10.10.0.2 (an empty file: an ADD was killed, or somebody keeps it)", mend: "rm " + dir + "10.10.0.2"},
 		{name: "crinetd's", check: "host-local-leaks", files: tiny(dir+"10.10.0.2", "old ccc"), runtime: held, crinetd: &Crinetd{Pods: []Pod{{Sandbox: "old ccc"}}}, want: OK},
 		{name: "nobody says", check: "host-local-leaks", files: tiny(full...), want: Unknown, found: "5 addresses taken"},
 	})

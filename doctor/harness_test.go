@@ -46,6 +46,9 @@ func conf(more ...string) map[string]string {
 	return files
 }
 
+// oldAndEmpty is the text of a file that is an hour old and has none.
+const oldAndEmpty = "old and empty"
+
 // writeTree makes a tree. A text that begins with -> makes a symbolic link; modes are
 // 0755, or 0600 for the text 600. A text that begins with old is an hour old.
 func writeTree(t *testing.T, files map[string]string) string {
@@ -64,7 +67,7 @@ func writeTree(t *testing.T, files map[string]string) string {
 			if text == "600" {
 				mode = 0o600
 			}
-			err = os.WriteFile(path, []byte(text), mode)
+			err = os.WriteFile(path, []byte(strings.TrimPrefix(text, oldAndEmpty)), mode)
 		}
 		if strings.HasPrefix(text, "old") {
 			then := time.Now().Add(-time.Hour)

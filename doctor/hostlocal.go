@@ -37,6 +37,13 @@ type reservation struct {
 	age  time.Duration
 }
 
+func (r reservation) String() string {
+	if r.id == "" {
+		return r.addr.String() + " (an empty file: an ADD was killed, or somebody keeps it)"
+	}
+	return fmt.Sprintf("%s (sandbox %.13s)", r.addr, r.id)
+}
+
 // reservations reads what host-local has given away in a network.
 func (n *Node) reservations(dir string) ([]reservation, error) {
 	entries, err := dirs.List(n.path(dir))
@@ -204,7 +211,7 @@ func hostLocalLeaks(ctx context.Context, n *Node) Result {
 	}
 	var names, paths []string
 	for _, t := range leaked {
-		names = append(names, fmt.Sprintf("%s (sandbox %.13s)", t.addr, t.id))
+		names = append(names, t.String())
 		paths = append(paths, t.path)
 	}
 	const most = 10 // in one command
