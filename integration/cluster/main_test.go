@@ -24,34 +24,8 @@ const (
 
 var kit *node.Kit // made by TestMain, read by the tests
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			fmt.Fprintln(os.Stderr, "CRINET_TEST_REQUIRE_ALL is set, but the cluster tests need root")
-			return 1
-		}
-		fmt.Fprintln(os.Stderr, "skipped: the cluster tests need root")
-		return 0
-	}
-	ctx := context.Background()
-	var err error
-	if kit, err = node.NewKit(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := 1
-	if err := kit.BuildCrinet(ctx, true); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := kit.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(node.Main(m, true, func(k *node.Kit) { kit = k }))
 }
 
 // testCluster is a cluster whose faults fail the test.

@@ -9,13 +9,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/crinet-project/crinet/integration/cluster"
+	"github.com/crinet-project/crinet/integration/command"
 	"github.com/crinet-project/crinet/integration/node"
 )
 
@@ -40,14 +38,7 @@ spec:
         ports: [{containerPort: 80, hostPort: ` + hostPort + `}]
 `
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "cluster:", err)
-		os.Exit(1)
-	}
-}
+func main() { command.Main("cluster", run) }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("cluster", flag.ContinueOnError)

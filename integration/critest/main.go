@@ -12,12 +12,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/crinet-project/crinet/integration/command"
 	"github.com/crinet-project/crinet/integration/node"
 )
 
@@ -28,14 +27,7 @@ const network = `{"cniVersion":"1.0.0","name":"critest","plugins":[
 	{"type":"portmap","capabilities":{"portMappings":true}}]}
 `
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "critest:", err)
-		os.Exit(1)
-	}
-}
+func main() { command.Main("critest", run) }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("critest", flag.ContinueOnError)

@@ -3,7 +3,6 @@ package node_test
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,29 +18,7 @@ import (
 var kit *node.Kit // made by TestMain, read by the tests
 
 func TestMain(m *testing.M) {
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			fmt.Fprintln(os.Stderr, "CRINET_TEST_REQUIRE_ALL is set, but these tests need root")
-			return 1
-		}
-		fmt.Fprintln(os.Stderr, "skipped: these tests need root")
-		return 0
-	}
-	var err error
-	if kit, err = node.NewKit(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := kit.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
+	os.Exit(node.Main(m, false, func(k *node.Kit) { kit = k }))
 }
 
 const bridgeConf = `{"cniVersion":"1.0.0","name":"mynet","plugins":[

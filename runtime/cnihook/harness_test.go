@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
@@ -103,14 +104,14 @@ func (d *double) unexpected(command string, about any) error {
 // serving is a server on a socket.
 type serving struct {
 	socket string
-	log    *lockedBuilder
+	log    *testkit.Log
 	cancel context.CancelFunc
 	stop   func() error // ends Serve and returns what it returned
 }
 
 func start(t testing.TB, c Config) *serving {
 	t.Helper()
-	s := &serving{log: &lockedBuilder{}}
+	s := &serving{log: &testkit.Log{}}
 	c.Log = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	server, err := New(c)
 	if err != nil {
@@ -226,34 +227,4 @@ func (s *serving) connect(t testing.TB) net.Conn {
 		t.Fatal(err)
 	}
 	return conn
-}
-
-// eventually polls until ok is true.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not so after %v: %s", patience, what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// lockedBuilder is a log that may be read while it is written.
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/engine"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
@@ -62,7 +63,7 @@ func TestCalls(t *testing.T) {
 			t.Errorf("%s %s: %s", tt.command, tt.version, diff)
 		}
 	}
-	eventually(t, "an ADD in the log", func() bool {
+	testkit.Eventually(t, "an ADD in the log", func() bool {
 		return strings.Contains(s.log.String(), `level=DEBUG msg="CNI call" command=ADD pod=ns/web-0 sandbox=abc123`)
 	})
 }
@@ -194,7 +195,7 @@ func TestKilledPlugin(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the call was not cancelled")
 	}
-	eventually(t, "a warning in the log", func() bool {
+	testkit.Eventually(t, "a warning in the log", func() bool {
 		return strings.Contains(s.log.String(), "level=WARN msg=\"CNI call\" command=DEL") && strings.Contains(s.log.String(), "gave up waiting")
 	})
 }
@@ -269,7 +270,7 @@ func TestStop(t *testing.T) {
 	if reply, err := wire.ReadReply(mute); err != nil || reply.Error == nil || reply.Error.Code != wire.CodeTryAgainLater {
 		t.Errorf("a client that said nothing yet: %+v, %v, want code 11", reply, err)
 	}
-	eventually(t, "the socket is gone", func() bool { _, err := os.Lstat(s.socket); return err != nil })
+	testkit.Eventually(t, "the socket is gone", func() bool { _, err := os.Lstat(s.socket); return err != nil })
 	if got := failing(t, environment("ADD"), s.config("1.0.0", "")); got.Code != wire.CodeTryAgainLater {
 		t.Errorf("a new call: %+v", got)
 	}

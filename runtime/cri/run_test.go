@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/proxy"
 )
 
@@ -64,7 +65,7 @@ func TestSandboxGetsItsNetwork(t *testing.T) {
 		if err != nil || !cmp.Equal(answer, m.answer) {
 			t.Fatalf("%s = %q, %v", m.name, answer, err)
 		}
-		eventually(t, "the four steps' times in the journal", func() bool { return len(n.record(t, "a").Steps) == 4 })
+		testkit.Eventually(t, "the four steps' times in the journal", func() bool { return len(n.record(t, "a").Steps) == 4 })
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -132,7 +133,7 @@ func TestFailedDelOfAPodFromBefore(t *testing.T) {
 	if r := n.record(t, "early"); r == nil || r.State != journal.Detaching || !r.Adopted {
 		t.Errorf("record: %+v", r)
 	}
-	eventually(t, "undone", func() bool { return n.record(t, "early") == nil })
+	testkit.Eventually(t, "undone", func() bool { return n.record(t, "early") == nil })
 }
 
 // fakeHostPorts holds what it is told to map.

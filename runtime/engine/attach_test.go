@@ -12,6 +12,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -138,7 +139,7 @@ func TestFailedUndoIsTriedAgain(t *testing.T) {
 	if r == nil || r.State != journal.Detaching || r.Tries != 1 || r.LastError == "" {
 		t.Fatalf("record: %+v, want detaching after one try", r)
 	}
-	eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
+	testkit.Eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
 }
 
 func TestCancelledAddIsUndone(t *testing.T) {
@@ -184,7 +185,7 @@ func TestUnwritableJournalRefusesPodsAndLetsThemGo(t *testing.T) {
 		t.Errorf("plugin calls (-want +got):\n%s", diff)
 	}
 	n.journal.set(nil)
-	eventually(t, "record gone", func() bool { return n.record(t, "old") == nil })
+	testkit.Eventually(t, "record gone", func() bool { return n.record(t, "old") == nil })
 }
 
 func TestJournalFailingAfterAddUndoes(t *testing.T) {
@@ -198,7 +199,7 @@ func TestJournalFailingAfterAddUndoes(t *testing.T) {
 		t.Errorf("plugin calls (-want +got):\n%s", diff)
 	}
 	n.journal.set(nil)
-	eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
+	testkit.Eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
 }
 
 func TestDelThatFailsIsReportedAndTriedAgain(t *testing.T) {
@@ -211,7 +212,7 @@ func TestDelThatFailsIsReportedAndTriedAgain(t *testing.T) {
 	if n.Pending() != 1 {
 		t.Errorf("UndoPending = %d, want 1", n.Pending())
 	}
-	eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
+	testkit.Eventually(t, "record gone", func() bool { return n.record(t, "a") == nil })
 }
 
 func TestUndoNeverHitsALaterAttachment(t *testing.T) {

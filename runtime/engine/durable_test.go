@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -87,7 +88,7 @@ func TestRemovalThatWasCutOff(t *testing.T) {
 	if err := after.Recover(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is undone", func() bool { return after.record(t, "a") == nil })
+	testkit.Eventually(t, "it is undone", func() bool { return after.record(t, "a") == nil })
 }
 
 // After a loss of power, records are as they were before ADD, or are there again after
@@ -109,7 +110,7 @@ func TestRecordsAfterALossOfPower(t *testing.T) {
 	if err := after.Recover(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "both are undone", func() bool {
+	testkit.Eventually(t, "both are undone", func() bool {
 		records, err := after.Records()
 		return err == nil && len(records) == 0
 	})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/cni/wire"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -35,7 +36,7 @@ func TestFlightTakesFourStepsInOrder(t *testing.T) {
 	}
 	flight.End()
 	var got []journal.StepTime
-	eventually(t, "steps in the journal", func() bool {
+	testkit.Eventually(t, "steps in the journal", func() bool {
 		got = n.record(t, "a").Steps
 		return len(got) == 4
 	})
@@ -104,7 +105,7 @@ func TestSweepAfterAnUnknownOutcome(t *testing.T) {
 	if err := n.sweep(t.Context()); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "swept in the end", func() bool { return n.record(t, "a") == nil })
+	testkit.Eventually(t, "swept in the end", func() bool { return n.record(t, "a") == nil })
 }
 
 // A sandbox whose network went while it started does not count as up (A9).

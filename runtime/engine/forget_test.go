@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -36,5 +37,5 @@ func TestForget(t *testing.T) {
 	if err := n.Detach(t.Context(), call("stuck0123")); err != nil {
 		t.Errorf("the runtime's next DEL = %v, want success: the pod must be free to go", err)
 	}
-	eventually(t, "nothing pending", func() bool { return n.Pending() == 0 })
+	testkit.Eventually(t, "nothing pending", func() bool { return n.Pending() == 0 })
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -35,7 +36,7 @@ func TestGateKeepsGCAndOperationsApart(t *testing.T) {
 		}
 		begun <- end
 	}()
-	eventually(t, "GC waits", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.m["a"].opened != nil })
+	testkit.Eventually(t, "GC waits", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.m["a"].opened != nil })
 	entered := make(chan func(), 1)
 	go func() {
 		leave, err := g.enter(t.Context(), "a")

@@ -256,18 +256,6 @@ func (n *testNode) mustAdd(t *testing.T, id string) {
 	}
 }
 
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in time: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 var errFake = errors.New("fake failure")
 
 // failTimes returns a verb that fails n times.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 // fakePorts holds hostPorts by who has them.
@@ -70,7 +71,7 @@ func newLender(t *testing.T, more ...func(*Config)) *lender {
 // clean waits until nothing is lent and nothing left.
 func (l *lender) clean(t *testing.T) {
 	t.Helper()
-	eventually(t, "all is given back", func() bool {
+	testkit.Eventually(t, "all is given back", func() bool {
 		records, err := l.Records()
 		l.ports.mu.Lock()
 		defer l.ports.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -112,7 +113,7 @@ func TestOperationsAreRecorded(t *testing.T) {
 	if err := n.Detach(t.Context(), call("d")); err == nil {
 		t.Error("DEL succeeds")
 	}
-	eventually(t, "the queue undoes it", func() bool { return n.Pending() == 0 })
+	testkit.Eventually(t, "the queue undoes it", func() bool { return n.Pending() == 0 })
 	try(nil, "ADD d by runtime mynet netns plugin", "DEL d by runtime mynet netns plugin failed", "DEL d by crinetd mynet netns plugin")
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/crinet-project/crinet/cni"
 	"github.com/crinet-project/crinet/hostport"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -31,7 +32,7 @@ func TestRecoverUndoesWhatWasBegunAndWhatAnotherBootLeft(t *testing.T) {
 	if err := restarted.Recover(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "only the finished one left", func() bool {
+	testkit.Eventually(t, "only the finished one left", func() bool {
 		records, err := restarted.Records()
 		return err == nil && len(records) == 1 && records[0].Attachment.ContainerID == "attached"
 	})
@@ -71,7 +72,7 @@ func TestSweepRemovesSandboxesThatAreGone(t *testing.T) {
 	if err := n.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "gone sandboxes detached", func() bool {
+	testkit.Eventually(t, "gone sandboxes detached", func() bool {
 		return n.record(t, "gone") == nil && n.record(t, "young-without-netns") == nil
 	})
 	if n.record(t, "there") == nil || n.record(t, "young") == nil {
@@ -104,7 +105,7 @@ func TestSweepLeavesCallsInFlight(t *testing.T) {
 	if err := n.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "swept after the flight, since the runtime has no such sandbox", func() bool { return n.record(t, "slow") == nil })
+	testkit.Eventually(t, "swept after the flight, since the runtime has no such sandbox", func() bool { return n.record(t, "slow") == nil })
 }
 
 // An ADD that goes on after its RunPodSandbox was cut off is in flight until it
@@ -133,7 +134,7 @@ func TestSweepLeavesAnAddWhoseCallWasCutOff(t *testing.T) {
 	if err := n.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "swept in the end, since the runtime has no such sandbox", func() bool { return n.record(t, "cut") == nil })
+	testkit.Eventually(t, "swept in the end, since the runtime has no such sandbox", func() bool { return n.record(t, "cut") == nil })
 }
 
 // A sandbox that somebody asked the runtime for directly may be listed late: the
@@ -151,7 +152,7 @@ func TestSweepWaitsForDirectSandboxes(t *testing.T) {
 			t.Fatal(err)
 		}
 		if step.swept {
-			eventually(t, "swept", func() bool { return n.record(t, "direct") == nil })
+			testkit.Eventually(t, "swept", func() bool { return n.record(t, "direct") == nil })
 		} else if n.Pending() != 0 {
 			t.Errorf("swept after %v", step.after)
 		}
@@ -168,7 +169,7 @@ func TestSweepAfterARestart(t *testing.T) {
 	if err := restarted.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the old one swept", func() bool { return restarted.record(t, "old") == nil })
+	testkit.Eventually(t, "the old one swept", func() bool { return restarted.record(t, "old") == nil })
 	if restarted.record(t, "young") == nil {
 		t.Error("a sandbox that may be in the making lost its network")
 	}
@@ -240,7 +241,7 @@ func TestRestoreFromCache(t *testing.T) {
 		r.Created.Year() != 2026 || len(r.HostPorts) != 1 || r.Attachment.Network != "oldnet" || r.Plugin != "cni" {
 		t.Errorf("restored record: %+v", r)
 	}
-	eventually(t, "the one of another boot is undone", func() bool { return slices.Contains(n.plugin.log(), "DEL rebooted") })
+	testkit.Eventually(t, "the one of another boot is undone", func() bool { return slices.Contains(n.plugin.log(), "DEL rebooted") })
 	if r := n.record(t, "foreign"); r != nil || slices.Contains(n.plugin.log(), "DEL foreign") {
 		t.Errorf("an entry of somebody else was touched: %+v, %v", r, n.plugin.log())
 	}
@@ -254,7 +255,7 @@ func TestSweepCache(t *testing.T) {
 	if err := n.collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "stale attachment removed", func() bool { return n.record(t, "stale") == nil && len(n.plugin.log()) == 1 })
+	testkit.Eventually(t, "stale attachment removed", func() bool { return n.record(t, "stale") == nil && len(n.plugin.log()) == 1 })
 	if got := n.plugin.seen[0]; got.ContainerID != "stale" || string(got.ConfList) != `{"name":"oldnet"}` {
 		t.Errorf("DEL of %s with the configuration %s, want that of its ADD", got.ContainerID, got.ConfList)
 	}
@@ -282,12 +283,12 @@ func TestQueueSurvivesAFailingJournal(t *testing.T) {
 	n.journal.failReads(errFake)
 	restarted := nodeOver(t, &fakePlugin{name: "cni"}, n.journal)
 	restarted.queue.add(&journal.Record{Attachment: cachedAs("a")})
-	eventually(t, "the journal was asked", func() bool { return n.journal.reads() > 0 })
+	testkit.Eventually(t, "the journal was asked", func() bool { return n.journal.reads() > 0 })
 	if restarted.Pending() != 1 {
 		t.Errorf("%d removals pending, want 1", restarted.Pending())
 	}
 	n.journal.failReads(nil)
-	eventually(t, "the removal is over", func() bool { return restarted.Pending() == 0 })
+	testkit.Eventually(t, "the removal is over", func() bool { return restarted.Pending() == 0 })
 }
 
 // Recovery of 500 attachments that stand takes no time worth speaking of.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crinet-project/crinet/cni"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -106,7 +107,7 @@ func TestTrialsEndTheRefusal(t *testing.T) {
 	if _, err := n.Attach(t.Context(), call("a")); err == nil {
 		t.Fatal("ADD succeeds")
 	}
-	eventually(t, "the node is ready again", func() bool { return n.Ready() == nil })
+	testkit.Eventually(t, "the node is ready again", func() bool { return n.Ready() == nil })
 }
 
 // Another network is not refused for the failures of this one.
@@ -140,7 +141,7 @@ func TestTrialThatCannotBeRemoved(t *testing.T) {
 		t.Errorf("the journal has %+v, %v, and %v was made", r, err, spaces.made)
 	}
 	mended.Store(true)
-	eventually(t, "the trial is undone", func() bool { return n.Pending() == 0 && spaces.left() == 0 })
+	testkit.Eventually(t, "the trial is undone", func() bool { return n.Pending() == 0 && spaces.left() == 0 })
 }
 
 // What a crash leaves of a trial is undone at the start, whether its ADD had ended
@@ -168,7 +169,7 @@ func TestTrialOfACrashIsUndone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the trial is undone", func() bool { return n.Pending() == 0 && spaces.left() == 0 })
+			testkit.Eventually(t, "the trial is undone", func() bool { return n.Pending() == 0 && spaces.left() == 0 })
 			if calls := n.plugin.log(); !slices.Equal(calls, []string{"DEL crinet-trial-OLD"}) {
 				t.Errorf("the plugins were called %q", calls)
 			}

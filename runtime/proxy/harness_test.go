@@ -257,18 +257,6 @@ func marshalStatus(err error) string {
 	return string(b)
 }
 
-// eventually polls until ok is true.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not so after %v: %s", patience, what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
 // proto is the status that the outcome holds.
 func (o outcome) proto() *spb.Status {
 	var st spb.Status

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 func identity(ctx context.Context, request []byte, next Forward) ([]byte, error) {
@@ -220,7 +222,7 @@ func TestOutcomes(t *testing.T) {
 		}
 		got = append(got, result{method, code})
 	}
-	var log lockedBuilder
+	var log testkit.Log
 	p := startPair(t, Config{
 		Hooks:   map[string]Hook{"/s/Panic": func(context.Context, []byte, Forward) ([]byte, error) { panic("boom") }},
 		Observe: observe,
@@ -240,12 +242,12 @@ func TestOutcomes(t *testing.T) {
 	for i, c := range calls {
 		want = append(want, c.want)
 		do(t.Context(), p.proxied, c.method, []byte("x"))
-		eventually(t, "the call was observed", func() bool {
+		testkit.Eventually(t, "the call was observed", func() bool {
 			mu.Lock()
 			defer mu.Unlock()
 			return len(got) > i
 		})
-		eventually(t, "logged: "+c.log, func() bool { return strings.Contains(log.String(), c.log) })
+		testkit.Eventually(t, "logged: "+c.log, func() bool { return strings.Contains(log.String(), c.log) })
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -253,24 +255,6 @@ func TestOutcomes(t *testing.T) {
 	if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "hook_test.go") {
 		t.Errorf("the panic was logged without its place:\n%s", log.String())
 	}
-}
-
-// lockedBuilder is a log that may be read while it is written.
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // TestTraceContextPasses: a caller's trace context reaches upstream as it came, by a hook

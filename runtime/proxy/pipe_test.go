@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 const (
@@ -346,7 +348,7 @@ func TestEarlyEnd(t *testing.T) {
 		}
 		cancel()
 	}
-	eventually(t, "goroutines as before the calls", func() bool { return runtime.NumGoroutine() <= before })
+	testkit.Eventually(t, "goroutines as before the calls", func() bool { return runtime.NumGoroutine() <= before })
 }
 
 func TestConcurrentCalls(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 const version = runtimeapi.RuntimeService_Version_FullMethodName
@@ -70,7 +72,7 @@ func TestUpstreamComesAndGoes(t *testing.T) {
 			return nil
 		}})
 		start := time.Now()
-		eventually(t, "calls work again", func() bool { return do(t.Context(), conn, version, []byte("x")).Status == "" })
+		testkit.Eventually(t, "calls work again", func() bool { return do(t.Context(), conn, version, []byte("x")).Status == "" })
 		if d := time.Since(start); d > 2*time.Second {
 			t.Errorf("upstream was back for %v before a call worked", d)
 		}
@@ -96,7 +98,7 @@ func TestUpstreamComesAndGoes(t *testing.T) {
 	u := up()
 	u.kill()
 	startUpstream(t, path, map[string]handler{version: echo})
-	eventually(t, "calls work after a restart", func() bool { return do(t.Context(), conn, version, []byte("x")).Status == "" })
+	testkit.Eventually(t, "calls work after a restart", func() bool { return do(t.Context(), conn, version, []byte("x")).Status == "" })
 	// crinetd makes typed calls of its own.
 	own, err := Dial(path)
 	if err != nil {

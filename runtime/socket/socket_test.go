@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 // helperEnv makes this test binary a client that connects to the named socket.
@@ -324,7 +326,7 @@ func TestOtherUsers(t *testing.T) {
 	const stranger, friend = 64001, 64002
 	dir := tempDir(t)
 	path := filepath.Join(dir, "s.sock")
-	var log lockedBuilder
+	var log testkit.Log
 	l, err := Listen(t.Context(), path, slog.New(slog.NewTextHandler(&log, nil)), friend)
 	if err != nil {
 		t.Fatal(err)
@@ -356,22 +358,4 @@ func TestOtherUsers(t *testing.T) {
 	if !strings.Contains(log.String(), "uid=64001") || !strings.Contains(log.String(), "pid=") || strings.Contains(log.String(), "uid=64002") {
 		t.Errorf("log of refusals:\n%s", log.String())
 	}
-}
-
-// lockedBuilder is a log that may be read while it is written.
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
