@@ -133,6 +133,19 @@ func TestGoodHistories(t *testing.T) {
 		"nothing":    func(s *story) { s.end() },
 		"a pod":      func(s *story) { s.up(pod, id); s.down(pod, id); s.end() },
 		"one stands": func(s *story) { s.up(pod, id); s.end() },
+		"the runtime removes the namespace of a pod that failed while DEL waits with its hostPort": func(s *story) {
+			s.asked(pod)
+			s.added(pod, id)
+			s.answer("", "crinetd is gone")
+			begun := &history.Operation{ID: "DEL-1", Verb: "DEL", Pod: pod, Sandbox: id, IfName: "eth0", NetNS: "/netns/" + id, Begin: s.now}
+			s.add(history.Event{Kind: history.OperationEnd, Operation: begun})
+			s.link(id, history.LinkDown)
+			s.unmapped(pod)
+			s.exec("DEL", id, address, "")
+			done := s.operation("DEL", pod, id, address, "")
+			done.ID, done.Begin = begun.ID, begun.Begin
+			s.end()
+		},
 		"a pod again with the address": func(s *story) {
 			s.up(pod, id)
 			s.down(pod, id)

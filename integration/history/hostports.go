@@ -148,10 +148,7 @@ func (m *model) elementLeads(l *life, holders []hold) {
 // the namespace of a sandbox that failed also when its DEL did not reach crinetd. The
 // address is not free then.
 func (m *model) elementsAtEnd(s *sandbox) {
-	var begun moment
-	if len(s.adds) > 0 {
-		begun = m.release(s, s.adds[0].Begin)
-	}
+	begun := m.firstDelRun(s)
 	for _, end := range m.ownLinkEnd(s) {
 		if !begun.before(m.events[end].Time) {
 			continue
@@ -170,6 +167,28 @@ func (m *model) elementsAtEnd(s *sandbox) {
 			m.breach(HostPortLeft, s, []int{l.begin.index, s.stopped.index}, "hostPort %s stood after its removal was reported", l.Key)
 		}
 	}
+}
+
+// firstDelRun is when a plugin was first certainly run with DEL for the sandbox. The
+// operation begins earlier: it unmaps the hostPorts first, and may wait with that until the
+// table has been read.
+func (m *model) firstDelRun(s *sandbox) (first moment) {
+	note := func(t time.Time, index int) {
+		if now := (moment{t, index}); first.orIfNotCome(now) {
+			first = now
+		}
+	}
+	for _, op := range s.dels {
+		for _, r := range op.Runs {
+			note(r.Begin, op.index)
+		}
+	}
+	for _, i := range s.execs {
+		if m.events[i].Exec.Verb == "DEL" {
+			note(m.events[i].Time, i)
+		}
+	}
+	return first
 }
 
 // elementIsOwned: an element comes for a sandbox whose ADD has begun and whose removal
