@@ -261,7 +261,7 @@ func (n *testNode) watchForDrift(client *node.Client, pods float64) {
 	n.t.Helper()
 	end := time.Now().Add(soak(n.t, 0))
 	var looks, checks float64
-	for i := 0; time.Now().Before(end) || looks < 1000 || checks < 3*pods; i++ {
+	for i := 0; time.Now().Before(end) || looks < 150 || checks < pods; i++ {
 		n.ok(n.runPod(client, fmt.Sprint("guest-", i)).StopAndRemove(n.ctx))
 		var err error
 		looks, err = n.Metric(n.ctx, "crinet_drift_looks_total")
