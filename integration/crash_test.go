@@ -45,6 +45,9 @@ var delPoints = []string{
 	"forward RemovePodSandbox before", "forward RemovePodSandbox after",
 }
 
+// failedDelPoints are the further boundaries of a removal in which a plugin fails DEL.
+var failedDelPoints = []string{"journal failed before", "journal failed after"}
+
 // A crinetd that is killed at any boundary of a pod's life leaves nothing behind
 // after it has started again and the pods are removed.
 func TestKilledAtFailPoint(t *testing.T) {
@@ -76,15 +79,19 @@ func killedAt(t *testing.T, name, how string, flags ...string) {
 	t.Run("DEL"+name, func(t *testing.T) {
 		t.Parallel()
 		n, client := newRecordedNode(t, flags...)
-		for _, point := range delPoints {
+		for _, point := range append(delPoints, failedDelPoints...) {
 			pod, err := client.RunPod(n.ctx, n.portPod("down"))
 			if err != nil {
 				t.Fatalf("before %s: %v", point, err)
+			}
+			if slices.Contains(failedDelPoints, point) {
+				n.setRules(script.Rule{Verb: "DEL", Do: script.Fail, Text: "not now"})
 			}
 			n.arm(point)
 			if err := pod.StopAndRemove(n.ctx); err == nil {
 				t.Errorf("%s: the pod's removal succeeded although crinetd died", point)
 			}
+			n.setRules()
 			n.recoverFrom(point, client, flags...)
 		}
 	})

@@ -40,13 +40,17 @@ func hit(point string) {
 }
 
 // Journal puts a journal's writes between points. They are named by the state of
-// the record; "steps" is the write that keeps the times of all steps, "delete" a removal.
+// the record; "steps" is the write that keeps the times of all steps, "failed" the one of
+// a DEL that failed, "delete" a removal.
 func Journal(j engine.Journal) engine.Journal { return points{newWrongJournal(j)} }
 
 type points struct{ engine.Journal }
 
 func (p points) Put(r *journal.Record) error {
 	what := string(r.State)
+	if r.State == journal.Detaching && r.LastError != "" {
+		what = "failed"
+	}
 	if n := len(r.Steps); r.State == journal.Attached && n > 0 && r.Steps[n-1].Step == string(engine.StepStart) {
 		what = "steps"
 	}
