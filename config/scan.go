@@ -159,7 +159,7 @@ func (p *parsed) missing(plugins *probe.Plugins, cniVersion string) []string {
 			reasons = append(reasons, fmt.Sprintf("IPAM plugin %s is no executable in %s", pl.ipam, dirPaths(plugins)))
 		}
 		for _, typ := range pl.needed() {
-			if found, ok := plugins.Find(typ); !ok || found.NotExecutable {
+			if lacks(plugins, typ) {
 				reasons = append(reasons, fmt.Sprintf("plugin %s, to which %s delegates, is no executable in %s", typ, pl.typ, dirPaths(plugins)))
 			}
 		}
@@ -168,22 +168,28 @@ func (p *parsed) missing(plugins *probe.Plugins, cniVersion string) []string {
 	return slices.Compact(reasons)
 }
 
+// lacks says whether there is no executable of a type in the bin dirs.
+func lacks(plugins *probe.Plugins, typ string) bool {
+	found, ok := plugins.Find(typ)
+	return !ok || found.NotExecutable
+}
+
 // absent lists the binaries that the network lacks, and where they are looked for;
 // empty if none is missing.
 func (p *parsed) absent(plugins *probe.Plugins) string {
 	var all []string
-	lacks := func(role, typ string) {
-		if found, ok := plugins.Find(typ); !ok || found.NotExecutable {
+	need := func(role, typ string) {
+		if lacks(plugins, typ) {
 			all = append(all, role+" "+typ)
 		}
 	}
 	for _, pl := range p.plugins {
-		lacks("plugin", pl.typ)
+		need("plugin", pl.typ)
 		if pl.ipam != "" && execsIPAM(pl.typ) {
-			lacks("IPAM plugin", pl.ipam)
+			need("IPAM plugin", pl.ipam)
 		}
 		for _, typ := range pl.needed() {
-			lacks("plugin", typ)
+			need("plugin", typ)
 		}
 	}
 	if len(all) == 0 {
@@ -220,7 +226,7 @@ func execsIPAM(typ string) bool {
 // without an executable is no fault for sure.
 func (p *parsed) warnings(plugins *probe.Plugins) (warnings []string) {
 	for _, pl := range p.plugins {
-		if found, ok := plugins.Find(pl.ipam); pl.ipam != "" && !execsIPAM(pl.typ) && (!ok || found.NotExecutable) {
+		if pl.ipam != "" && !execsIPAM(pl.typ) && lacks(plugins, pl.ipam) {
 			warnings = append(warnings, fmt.Sprintf("IPAM plugin %s is no executable in %s: pods fail unless plugin %s knows that type itself", pl.ipam, dirPaths(plugins), pl.typ))
 		}
 		if found, _ := plugins.Find(pl.typ); found.Doubt != "" {

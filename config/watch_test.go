@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/probe"
 )
 
@@ -410,12 +411,7 @@ func TestNewWatcherCancelled(t *testing.T) {
 func TestWatchMountOver(t *testing.T) {
 	const inside = "CRINET_TEST_MOUNT_NAMESPACE"
 	if os.Getenv(inside) == "" {
-		if os.Geteuid() != 0 {
-			if os.Getenv("CRINET_TEST_REQUIRE_ALL") == "1" {
-				t.Fatal("mounting needs root")
-			}
-			t.Skip("mounting needs root")
-		}
+		testkit.NeedRoot(t)
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWatchMountOver$", "-test.v")
 		cmd.Env = append(os.Environ(), inside+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}

@@ -27,7 +27,6 @@ import (
 	"github.com/crinet-project/crinet/cni/pluginexec"
 	"github.com/crinet-project/crinet/config"
 	"github.com/crinet-project/crinet/hostport"
-
 	"github.com/crinet-project/crinet/noop"
 	"github.com/crinet-project/crinet/probe"
 	"github.com/crinet-project/crinet/runtime/cnihook"

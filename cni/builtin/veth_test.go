@@ -9,16 +9,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 // A name that is taken on the node is no failure; one that is taken in the sandbox is.
 func TestNameCollisions(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") == "1" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
+	testkit.NeedRoot(t)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -138,9 +138,15 @@ type moment struct {
 	index int
 }
 
-func (m moment) came() bool                { return !m.time.IsZero() }
-func (m moment) before(t time.Time) bool   { return m.came() && m.time.Before(t) }
-func (m moment) orIfNotCome(n moment) bool { return !m.came() || n.came() && n.time.Before(m.time) }
+func (m moment) came() bool              { return !m.time.IsZero() }
+func (m moment) before(t time.Time) bool { return m.came() && m.time.Before(t) }
+
+// note has the moment be at t, if that is earlier than it is, or if it has not come.
+func (m *moment) note(t time.Time, index int) {
+	if !m.came() || !t.IsZero() && t.Before(m.time) {
+		*m = moment{t, index}
+	}
+}
 
 // operation is an operation of crinetd's with the index of the line that says most.
 type operation struct {
@@ -214,26 +220,21 @@ func (m *model) began(i int, e *Event) {
 	if e.Call.Method == "RunPodSandbox" || e.Call.Sandbox == "" {
 		return
 	}
-	s := m.sandbox(e.Call.Sandbox, "")
-	if now := (moment{e.Time, i}); s.stopping.orIfNotCome(now) {
-		s.stopping = now
-	}
+	m.sandbox(e.Call.Sandbox, "").stopping.note(e.Time, i)
 }
 
 func (m *model) answered(i int, e *Event) {
 	if e.Call.Err != "" || e.Call.Sandbox == "" {
 		return
 	}
-	s, now := m.sandbox(e.Call.Sandbox, e.Call.Pod), moment{e.Time, i}
+	s := m.sandbox(e.Call.Sandbox, e.Call.Pod)
 	if e.Call.Method == "RunPodSandbox" {
-		s.up, s.hostPorts = now, e.Call.HostPorts
+		s.up, s.hostPorts = moment{e.Time, i}, e.Call.HostPorts
 		return
 	}
-	if s.stopped.orIfNotCome(now) {
-		s.stopped = now
-	}
-	if e.Call.Method == "RemovePodSandbox" && s.removed.orIfNotCome(now) {
-		s.removed = now
+	s.stopped.note(e.Time, i)
+	if e.Call.Method == "RemovePodSandbox" {
+		s.removed.note(e.Time, i)
 	}
 }
 

@@ -173,19 +173,14 @@ func (m *model) elementsAtEnd(s *sandbox) {
 // operation begins earlier: it unmaps the hostPorts first, and may wait with that until the
 // table has been read.
 func (m *model) firstDelRun(s *sandbox) (first moment) {
-	note := func(t time.Time, index int) {
-		if now := (moment{t, index}); first.orIfNotCome(now) {
-			first = now
-		}
-	}
 	for _, op := range s.dels {
 		for _, r := range op.Runs {
-			note(r.Begin, op.index)
+			first.note(r.Begin, op.index)
 		}
 	}
 	for _, i := range s.execs {
 		if m.events[i].Exec.Verb == "DEL" {
-			note(m.events[i].Time, i)
+			first.note(m.events[i].Time, i)
 		}
 	}
 	return first
@@ -217,8 +212,8 @@ func (m *model) removalOf(s *sandbox) moment {
 		begun = s.adds[n-1].Begin
 	}
 	for _, op := range s.dels {
-		if now := (moment{op.End, op.index}); op.succeeded() && op.Begin.After(begun) && over.orIfNotCome(now) {
-			return now
+		if op.succeeded() && op.Begin.After(begun) && (!over.came() || op.End.Before(over.time)) {
+			return moment{op.End, op.index}
 		}
 	}
 	return over

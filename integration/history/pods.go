@@ -34,8 +34,8 @@ func (m *model) holds(s *sandbox) (all []hold) {
 // release is when the first DEL after a time began.
 func (m *model) release(s *sandbox, after time.Time) (first moment) {
 	note := func(t time.Time, index int) {
-		if now := (moment{t, index}); !t.Before(after) && first.orIfNotCome(now) {
-			first = now
+		if !t.Before(after) {
+			first.note(t, index)
 		}
 	}
 	for _, op := range s.dels {

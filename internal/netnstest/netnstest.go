@@ -7,18 +7,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 // New makes an empty network namespace that ends with the test. Without root the test is
 // skipped, or fails where CRINET_TEST_REQUIRE_ALL is set.
 func New(t testing.TB) *os.File {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
-			t.Fatal("the test needs root, for network namespaces")
-		}
-		t.Skip("the test needs root, for network namespaces")
-	}
+	testkit.NeedRoot(t)
 	type result struct {
 		file *os.File
 		err  error

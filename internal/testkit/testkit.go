@@ -1,8 +1,9 @@
-// Package testkit has what the tests of several packages need: waiting for a condition,
-// and a log that is read while it is written.
+// Package testkit has what the tests of several packages need: root, waiting for a
+// condition, and a log that is read while it is written.
 package testkit
 
 import (
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,19 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("still not so after %v: %s", Patience, what)
 		}
 	}
+}
+
+// NeedRoot skips the test where there is no root, or fails it where
+// CRINET_TEST_REQUIRE_ALL is set.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CRINET_TEST_REQUIRE_ALL") != "" {
+		t.Fatal("the test needs root")
+	}
+	t.Skip("the test needs root")
 }
 
 // Log is a text that may be read while it is written. The zero value is empty.

@@ -1,7 +1,6 @@
 package drift
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +24,7 @@ import (
 	"github.com/crinet-project/crinet/hostport"
 	"github.com/crinet-project/crinet/inspect"
 	"github.com/crinet-project/crinet/internal/netnstest"
+	"github.com/crinet-project/crinet/internal/testkit"
 	"github.com/crinet-project/crinet/runtime/journal"
 )
 
@@ -163,30 +163,12 @@ func (a *attachments) Meta(name string) ([]byte, error) {
 	return a.meta[name], nil
 }
 
-// log is a log that can be read while it is written.
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // bed is a watcher on a node with pods.
 type bed struct {
 	*Watcher
 	t        testing.TB
 	engine   *attachments
-	log      *log
+	log      *testkit.Log
 	plugins  *builtin.Plugins
 	dir      string
 	mu       sync.Mutex
@@ -220,7 +202,7 @@ const testInterval = 200 * time.Millisecond
 func newBed(t testing.TB, mode Mode) *bed {
 	t.Helper()
 	b := &bed{
-		t: t, log: new(log), plugins: builtin.New(slog.New(slog.NewTextHandler(io.Discard, nil))), dir: t.TempDir(), lacking: make(map[string]string),
+		t: t, log: new(testkit.Log), plugins: builtin.New(slog.New(slog.NewTextHandler(io.Discard, nil))), dir: t.TempDir(), lacking: make(map[string]string),
 		engine: &attachments{
 			records: make(map[journal.Key]*journal.Record), locks: make(map[journal.Key]*sync.Mutex), meta: make(map[string][]byte),
 			gone: make(map[string]bool), check: func(*journal.Record) error { return nil },

@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -15,6 +14,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crinet-project/crinet/internal/testkit"
 )
 
 // limit bounds every wait for something that must happen.
@@ -195,22 +196,11 @@ func watch(t *testing.T, conn grpc.ClientConnInterface, endpoint string) (*Watch
 }
 
 // logBuffer holds log lines.
-type logBuffer struct {
-	mu    sync.Mutex
-	lines bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.lines.Write(p)
-}
+type logBuffer struct{ testkit.Log }
 
 // count is how many lines contain a text.
 func (b *logBuffer) count(text string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.lines.String(), text)
+	return strings.Count(b.String(), text)
 }
 
 // said is the mark of an answer.

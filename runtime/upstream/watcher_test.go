@@ -229,7 +229,7 @@ func TestFailureIsToldAndTriedAgain(t *testing.T) {
 			t.Errorf("version %s, want that of the runtime that came back", answer.Facts.Version)
 		}
 		if logs.count("does not answer") != 1 || logs.count("answers again") != 1 {
-			t.Errorf("the failure and its end must be logged once each:\n%s", &logs.lines)
+			t.Errorf("the failure and its end must be logged once each:\n%s", logs)
 		}
 		r.checkQuestions(t)
 	})
